@@ -1,0 +1,183 @@
+"""The sections of a recipe, as frozen pydantic models; every default stands here once (LoRA's stand in LoraConfig).
+
+Knows  names, types, ranges, and which values exclude each other. Knows not  files and lines: `build` adds those.
+Rejected  accepting numbers as text ("16") and booleans as numbers: a recipe says what it means.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any, Literal, get_type_hints
+
+import pydantic
+from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_validator
+
+from lofi.adapters.config import LoraConfig
+from lofi.errors import RecipeError
+from lofi.recipe.words import known_but_later, no_such
+
+METHODS = ("lora", "full")
+LATER_METHODS = ("qlora", "int8-lora", "houlsby", "adapter-lin", "prefix", "prompt", "bitfit")
+TASKS = ("sft", "text", "classification", "token_classification")
+LATER_TASKS = ("preference",)
+LATER_QUANTIZATIONS = ("nf4", "int8")
+
+Origin = Literal["default", "file", "command line"]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(pydantic.BaseModel):
+    """A frozen part of a recipe that refuses unknown keys and values of another type."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+def _lora_fields() -> dict[str, Any]:
+    """Each field of LoraConfig as a pydantic field: the same type, and the default that LoraConfig owns."""
+    hints = get_type_hints(LoraConfig)
+    fields = {}
+    for field in dataclasses.fields(LoraConfig):
+        if field.default_factory is not dataclasses.MISSING:
+            fields[field.name] = (hints[field.name], Field(default_factory=field.default_factory))
+        else:
+            fields[field.name] = (hints[field.name], field.default)
+    return fields
+
+
+class _LoraSection(Section):
+    @model_validator(mode="after")
+    def _config_accepts(self) -> _LoraSection:
+        try:
+            self.to_config()
+        except RecipeError as error:
+            raise ValueError(f"lora: {error}") from None
+        return self
+
+    def to_config(self) -> LoraConfig:
+        """The LoraConfig that this section describes.  Raises  RecipeError if it contradicts itself."""
+        return LoraConfig(**{name: getattr(self, name) for name in type(self).model_fields})
+
+
+LoraSection = pydantic.create_model("LoraSection", __base__=_LoraSection, __module__=__name__, **_lora_fields())
+
+
+class DataSection(Section):
+    """Where the rows are: files or hub ids, relative to the working directory."""
+
+    train: Annotated[str, Field(min_length=1)]
+    validation: str | None = None
+    test: str | None = None
+    columns: dict[str, str] | None = None  # lofi's column name -> the name in the file
+    labels: list[str] | None = None  # the classes in their order; None: found in the training rows
+
+
+class TrainSection(Section):
+    """How to train. Tokens are counted without padding; steps are optimizer steps."""
+
+    epochs: Annotated[float, Field(gt=0)] | None = 3.0
+    max_steps: Count | None = None  # instead of epochs
+    batch_tokens: Count | None = 4096  # tokens an optimizer step sees
+    micro_batch_size: Count | None = None  # rows a forward pass; None: chosen
+    gradient_accumulation_steps: Count | None = None  # forward passes a step; None: follows from batch_tokens
+    learning_rate: Annotated[float, Field(gt=0)] = 2.0e-4
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    save_steps: Count = 200
+    eval_steps: Count | None = None  # None: each epoch
+    warmup_steps: Annotated[float, Field(ge=0)] = 0.03  # steps, or below 1 a share of all steps
+    scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0  # 0: not clipped
+    dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    gradient_checkpointing: bool = False
+    early_stopping: Count | None = None  # evaluations without a better one before stopping; None: never
+    logging_steps: Count = 10
+    report_to: Literal["none", "tensorboard"] = "none"
+    max_length: Annotated[int, Field(ge=2)] | None = None  # tokens a row; None: the model's context
+
+    @model_validator(mode="before")
+    @classmethod
+    def _set_rivals_aside(cls, values: Any) -> Any:
+        """A default gives way to the key that replaces it, so the resolved recipe names only what is read."""
+        if not isinstance(values, dict):
+            return values
+        values = dict(values)
+        if values.get("max_steps") is not None:
+            values.setdefault("epochs", None)
+        if values.get("micro_batch_size") is not None and values.get("gradient_accumulation_steps") is not None:
+            values.setdefault("batch_tokens", None)
+        return values
+
+    @model_validator(mode="after")
+    def _rivals_exclude_each_other(self) -> TrainSection:
+        if (self.epochs is None) == (self.max_steps is None):
+            both = "both set" if self.epochs is not None else "both empty"
+            raise ValueError(f"train.epochs and train.max_steps are {both}; a run has one length, set one of them")
+        counted = self.micro_batch_size is not None and self.gradient_accumulation_steps is not None
+        if counted and self.batch_tokens is not None:
+            raise ValueError(
+                "train.batch_tokens is set beside micro_batch_size and gradient_accumulation_steps, which already fix "
+                "the size of a step; leave one of the three out"
+            )
+        if not counted and self.batch_tokens is None:
+            raise ValueError(
+                "train.batch_tokens is empty; set it, or both micro_batch_size and gradient_accumulation_steps"
+            )
+        return self
+
+
+class Recipe(Section):
+    """Everything a run was asked for; `origins` says where each value came from."""
+
+    model: Annotated[str, Field(min_length=1)]
+    method: str = "lora"
+    task: str | None = None  # None: inferred from the columns
+    quantization: str | None = None
+    lora: LoraSection = Field(default_factory=LoraSection)  # type: ignore[valid-type]
+    data: DataSection
+    train: TrainSection = Field(default_factory=TrainSection)
+    output: Annotated[str, Field(min_length=1)]
+
+    _origins: dict[str, Origin] = PrivateAttr(default_factory=dict)
+
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, value: str) -> str:
+        return _one_of("method", value, METHODS, LATER_METHODS)
+
+    @field_validator("task")
+    @classmethod
+    def _known_task(cls, value: str | None) -> str | None:
+        return value if value is None else _one_of("task", value, TASKS, LATER_TASKS)
+
+    @field_validator("quantization")
+    @classmethod
+    def _known_quantization(cls, value: str | None) -> str | None:
+        return value if value is None else _one_of("quantization", value, (), LATER_QUANTIZATIONS)
+
+    @property
+    def origins(self) -> dict[str, Origin]:
+        """Dotted key -> "default", "file" or "command line"."""
+        return dict(self._origins)
+
+    def resolved_yaml(self) -> str:
+        """The whole recipe as YAML, each value with its origin in a comment; reading it gives this recipe again."""
+        from lofi.recipe.writing import resolved_yaml
+
+        return resolved_yaml(self.model_dump(mode="json"), self._origins)
+
+
+def _one_of(key: str, value: str, now: tuple[str, ...], later: tuple[str, ...]) -> str:
+    if value in now:
+        return value
+    raise ValueError(known_but_later(key, value, now) if value in later else no_such(key, value, now + later))
+
+
+def known_keys() -> list[str]:
+    """Every dotted key of a recipe, sections included."""
+    keys = []
+    for name, field in Recipe.model_fields.items():
+        keys.append(name)
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, Section):
+            keys += [f"{name}.{leaf}" for leaf in section.model_fields]
+    return keys
