@@ -10,6 +10,8 @@
     └── ProofError                a proof failed: a dead adapter, a wrong base, a lossy merge  exit 1
         └── NonFiniteError        the first non-finite loss or gradient, with tensor and batch
 
+    LofiWarning                   (a UserWarning) not proved, not known to be wrong
+
 Each message is one sentence a user can act on: what was given, what was expected, what to do.
 Several faults of one kind are reported at once. This module imports nothing, so every room may use it.
 """
@@ -55,3 +57,7 @@ class ProofError(LofiError):
 
 class NonFiniteError(ProofError):
     """A loss or gradient stopped being a finite number."""
+
+
+class LofiWarning(UserWarning):
+    """Something the result depends on could not be proved, but nothing is known to be wrong."""

@@ -1,0 +1,1 @@
+"""Files: adapter folders, atomic writes, tensors and states on disk, the base's fingerprint, golden prompts."""
