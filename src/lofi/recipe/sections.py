@@ -15,6 +15,7 @@ from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_vali
 from lofi.adapters.config import LoraConfig
 from lofi.errors import RecipeError
 from lofi.recipe.words import known_but_later, no_such
+from lofi.recipe.writing import resolved_yaml
 
 METHODS = ("lora", "full")
 LATER_METHODS = ("qlora", "int8-lora", "houlsby", "adapter-lin", "prefix", "prompt", "bitfit")
@@ -161,8 +162,6 @@ class Recipe(Section):
 
     def resolved_yaml(self) -> str:
         """The whole recipe as YAML, each value with its origin in a comment; reading it gives this recipe again."""
-        from lofi.recipe.writing import resolved_yaml
-
         return resolved_yaml(self.model_dump(mode="json"), self._origins)
 
 
