@@ -1,0 +1,112 @@
+"""What a LoRA adapter is: PEFT's field names, checked where the value is made.
+
+Knows values and their limits; it does not know any model, so whether a name exists is `target.py`'s question.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+
+from lofi.errors import RecipeError
+
+ALL_LINEAR = "all-linear"
+TASK_TYPES = ("CAUSAL_LM", "SEQ_2_SEQ_LM", "SEQ_CLS", "TOKEN_CLS")
+BIASES = ("none", "all", "lora_only")
+INITS = (True, False, "gaussian")
+
+Names = str | Sequence[str] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """A low-rank update W0 + (alpha / r) B A of chosen weights.   LoRA (arXiv 2106.09685), eq. 3
+
+    Raises RecipeError where a value is impossible; names are checked against the model by `add_adapter`.
+    """
+
+    r: int = 16
+    """Rank R of every update, unless `rank_pattern` says otherwise."""
+    lora_alpha: float = 32
+    """Numerator of the scale; the effective multiplier is lora_alpha / r (lora_alpha / sqrt(r) with rsLoRA)."""
+    target_modules: Names = ALL_LINEAR
+    """"all-linear" (every linear but the head), a list of name suffixes, or a regex that matches the full path."""
+    exclude_modules: Names = None
+    """Modules to leave out, written like `target_modules`."""
+    lora_dropout: float = 0.0
+    """Share of the inputs of A that is dropped while training, in [0, 1)."""
+    bias: str = "none"
+    """Which bias vectors train (as copies): "none", "all", or "lora_only", those of the adapted modules."""
+    use_rslora: bool = False
+    """Scale by alpha / sqrt(r) in place of alpha / r.   rsLoRA (arXiv 2312.03732)"""
+    task_type: str | None = None
+    """CAUSAL_LM, SEQ_2_SEQ_LM, SEQ_CLS or TOKEN_CLS; inferred from the model where None."""
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    """Rank by name suffix or regex; the first that matches wins."""
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    """Alpha by name suffix or regex; the first that matches wins."""
+    layers_to_transform: Sequence[int] | int | None = None
+    """Only these layer indices."""
+    layers_pattern: Names = None
+    """Name of the module list that the indices count in (`layers`, `h`, ...); any list where None."""
+    modules_to_save: Sequence[str] | None = None
+    """Modules trained in full, as copies beside the frozen ones; task heads are added by themselves."""
+    target_parameters: Sequence[str] | None = None
+    """Suffixes of fused 3-D expert parameters to adapt, e.g. `mlp.experts.gate_up_proj`."""
+    trainable_token_indices: Sequence[int] | dict[str, Sequence[int]] | None = None
+    """Token ids whose embedding rows train; a dict maps an embedding's name to ids."""
+    init_lora_weights: bool | str = True
+    """True: A Kaiming-uniform(sqrt 5), B zero; "gaussian": A normal(1/r), B zero; False: both random (for tests)."""
+
+    def __post_init__(self) -> None:
+        faults = [*self._number_faults(), *self._choice_faults()]
+        if faults:
+            raise RecipeError("; ".join(faults))
+
+    def _number_faults(self) -> list[str]:
+        ranks = {"r": self.r, **{f"rank_pattern[{k}]": v for k, v in self.rank_pattern.items()}}
+        alphas = {"lora_alpha": self.lora_alpha, **{f"alpha_pattern[{k}]": v for k, v in self.alpha_pattern.items()}}
+        faults = [
+            f"{key} is {value!r}, expected a whole number of at least 1; usual ranks are 4 to 64"
+            for key, value in ranks.items()
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1
+        ]
+        faults += [
+            f"{key} is {value!r}, expected a finite number above 0; twice the rank is usual"
+            for key, value in alphas.items()
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf
+        ]
+        if not isinstance(self.lora_dropout, (int, float)) or not 0 <= self.lora_dropout < 1:
+            faults.append(f"lora_dropout is {self.lora_dropout!r}, expected a share from 0 up to but not including 1")
+        return faults
+
+    def _choice_faults(self) -> list[str]:
+        faults = []
+        for key, allowed in (("bias", BIASES), ("task_type", (None, *TASK_TYPES)), ("init_lora_weights", INITS)):
+            if (value := getattr(self, key)) not in allowed:
+                faults.append(f"{key} is {value!r}, expected one of {', '.join(map(repr, allowed))}")
+        if not isinstance(self.target_modules, str) and not (self.target_modules or self.target_parameters):
+            faults.append(
+                f"target_modules is {self.target_modules!r}, which adapts nothing; "
+                "name some modules, or leave it out for all-linear"
+            )
+        if self.layers_pattern is not None and self.layers_to_transform is None:
+            faults.append("layers_pattern is set but layers_to_transform is not; say which layers")
+        return faults
+
+    def scale(self, rank: int, alpha: float) -> float:
+        """The effective multiplier of B A: alpha / rank, or alpha / sqrt(rank) under rsLoRA."""
+        return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values under PEFT's names, lists as lists."""
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return sorted(value) if isinstance(value, (set, frozenset)) else list(value)
+    return value

@@ -1,0 +1,83 @@
+"""What trains besides A and B trains copies: whole modules (`modules_to_save`, task heads) and single biases.
+
+The frozen original keeps its place and its bits; the copy is a float32 master, so a bf16 base trains without rounding
+its updates away, and its output is cast to what the original would have returned.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lofi.adapters.surgery import Part
+from lofi.errors import TargetError
+
+
+class ModuleCopy(Part):
+    """A trainable copy of one module, run in its place."""
+
+    kind = "copy"
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.copy = copy.deepcopy(module).float().requires_grad_(True)
+
+    @staticmethod
+    def run(module: nn.Module, parts: list[Any], base: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if len(parts) > 1:
+            raise TargetError(
+                f"{len(parts)} active adapters each replace the same {type(module).__name__} (modules_to_save), "
+                "and two replacements do not add up; activate one of them"
+            )
+        frozen = next(module.parameters()).dtype
+        args, kwargs = _cast(args, torch.float32), _cast(kwargs, torch.float32)
+        return _cast(parts[0].copy(*args, **kwargs), frozen)
+
+    def changes(self) -> list[str]:
+        return [name for name, _ in self.copy.named_parameters()]
+
+    def merged(self, tensor_name: str, base: Tensor) -> Tensor:
+        return self.copy.get_parameter(tensor_name).detach().to(base.dtype)
+
+
+class BiasShift(Part):
+    """A trained copy of a bias that is added to its module's output: y + (b' - b), exactly y at step 0."""
+
+    kind = "bias"
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.bias = nn.Parameter(module.bias.detach().float().clone())  # type: ignore[operator, union-attr]
+
+    @staticmethod
+    def run(module: nn.Module, parts: list[Any], base: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+        y = base(*args, **kwargs)  # (..., O)
+        shift = sum(part.bias - module.bias.float() for part in parts)  # type: ignore[operator, union-attr]
+        return y + shift.to(y.dtype)  # type: ignore[union-attr]
+
+    def changes(self) -> list[str]:
+        return ["bias"]
+
+    def merged(self, tensor_name: str, base: Tensor) -> Tensor:
+        return self.bias.detach().to(base.dtype)
+
+
+def shiftable(module: nn.Module) -> bool:
+    """Whether the module owns a bias vector over its output's last dimension: linears and normalisations do."""
+    bias = module._parameters.get("bias")
+    weight = module._parameters.get("weight")
+    return bias is not None and bias.ndim == 1 and weight is not None and weight.ndim <= 2
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if isinstance(value, dict):
+        return {key: _cast(item, dtype) for key, item in value.items()}
+    if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
+        return type(value)(_cast(item, dtype) for item in value)
+    return value

@@ -1,0 +1,128 @@
+"""LoRA on the fused 3-D weights of mixture-of-experts models, one pair of factors an expert.
+
+Follows the convention of transformers' experts interface: a module that owns `down_proj` and `gate_up_proj` (or
+`up_proj`) of shape (E, O, I), or (E, I, O) where `is_transposed`, says so in `has_gate`, `has_bias`, `is_transposed`,
+and is called with (hidden (S, D), top_k_index (S, K), top_k_weights (S, K)). With no adapter active the module's own
+implementation runs; with one, each expert's tokens go through `low_rank_product`, so W + delta is never formed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lofi.adapters.fused import CONV1D, LINEAR, low_rank_product
+from lofi.adapters.linear import draw_factors
+from lofi.adapters.surgery import Part, float_sum
+from lofi.errors import TargetError
+
+_CONVENTION = ("has_gate", "has_bias", "is_transposed", "num_experts", "down_proj")
+
+
+def is_experts(module: nn.Module) -> bool:
+    """Whether the module follows the experts convention described above, with nothing after the down projection."""
+    if not all(hasattr(module, name) for name in _CONVENTION) or module.down_proj.ndim != 3:
+        return False
+    return not getattr(module, "has_post_expert_norm", False)
+
+
+class ExpertPair(nn.Module):
+    """A (E, R, I) and B (E, O, R) of one 3-D parameter, float32 masters."""
+
+    def __init__(self, weight: Tensor, rank: int, *, transposed: bool):
+        super().__init__()
+        experts, rows, columns = weight.shape
+        out_features, in_features = (columns, rows) if transposed else (rows, columns)
+        place = {"device": weight.device, "dtype": torch.float32}
+        self.lora_A = nn.Parameter(torch.empty(experts, rank, in_features, **place))
+        self.lora_B = nn.Parameter(torch.empty(experts, out_features, rank, **place))
+
+
+class ExpertFactors(Part):
+    """The pairs that one adapter holds for one experts module, by parameter name, all of one rank and scale."""
+
+    kind = "experts"
+
+    def __init__(self, module: nn.Module, names: Sequence[str], rank: int, scale: float):
+        super().__init__()
+        if not is_experts(module):
+            raise TargetError(
+                f"{type(module).__name__} does not follow transformers' experts interface, so its 3-D parameters "
+                "cannot be adapted; leave them out of target_parameters"
+            )
+        self.rank, self.scale, self.transposed = rank, scale, bool(module.is_transposed)
+        self.pairs = nn.ModuleDict(
+            {name: ExpertPair(getattr(module, name), rank, transposed=self.transposed) for name in sorted(names)}
+        )
+
+    def reset(self, init: bool | str) -> None:
+        """Draw every expert's A and B: see `LoraConfig.init_lora_weights`."""
+        for pair in self.pairs.values():
+            for a, b in zip(pair.lora_A, pair.lora_B, strict=True):  # type: ignore[call-overload]
+                draw_factors(a, b, init)
+
+    @staticmethod
+    def run(module: nn.Module, parts: list[Any], base: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+        return _experts_forward(module, parts, *args, *kwargs.values())
+
+    def changes(self) -> list[str]:
+        return list(self.pairs)
+
+    def merged(self, tensor_name: str, base: Tensor) -> Tensor:
+        merged = torch.empty_like(base)
+        for expert, delta in enumerate(self.delta_weights(tensor_name)):
+            merged[expert] = float_sum(base[expert], delta.t() if self.transposed else delta)
+        return merged
+
+    def delta_weights(self, tensor_name: str) -> list[Tensor]:
+        """s B A (O, I) of each expert, in float32."""
+        pair = self.pairs[tensor_name]
+        return [
+            (b.detach().float() @ a.detach().float()) * self.scale
+            for a, b in zip(pair.lora_A, pair.lora_B, strict=True)  # type: ignore[call-overload]
+        ]
+
+    def zero_delta(self) -> bool | None:
+        return not any(pair.lora_B.any() and pair.lora_A.any() for pair in self.pairs.values())
+
+
+def _experts_forward(
+    module: Any, parts: list[ExpertFactors], hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
+) -> Tensor:
+    entry = "gate_up_proj" if module.has_gate else "up_proj"
+    enter, leave = _Projection(module, parts, entry), _Projection(module, parts, "down_proj")
+    output = torch.zeros_like(hidden_states)  # (S, D)
+    for expert in top_k_index.unique().tolist():
+        if expert >= module.num_experts:  # transformers marks dropped tokens so
+            continue
+        token, choice = torch.where(top_k_index == expert)
+        h = enter(hidden_states[token], expert)  # (s, O)
+        h = module._apply_gate(h) if module.has_gate else module.act_fn(h)
+        y = leave(h, expert) * top_k_weights[token, choice, None]  # (s, D)
+        output.index_add_(0, token, y.to(output.dtype))
+    return output
+
+
+class _Projection:
+    """x W_e^T + b_e + sum of s B_e A_e x, for the experts of one parameter."""
+
+    def __init__(self, module: Any, parts: list[ExpertFactors], name: str):
+        self.weight = getattr(module, name)
+        self.bias = getattr(module, f"{name}_bias") if module.has_bias else None
+        self.product = CONV1D if module.is_transposed else LINEAR
+        held = [(part.scale, part.pairs[name]) for part in parts if name in part.pairs]
+        # unbound once: selecting expert by expert would make a gradient of the whole stack for each
+        self.factors = [(scale, pair.lora_A.unbind(0), pair.lora_B.unbind(0)) for scale, pair in held]
+
+    def __call__(self, x: Tensor, expert: int) -> Tensor:
+        weight, bias = self.weight[expert], None if self.bias is None else self.bias[expert]
+        if not self.factors:
+            return self.product.forward(x, bias, weight)
+        (scale, a, b), *others = self.factors
+        y = low_rank_product(x, a[expert], b[expert], bias, weight, product=self.product, scale=scale)
+        for scale, a, b in others:
+            y = y + scale * ((x @ a[expert].to(x.dtype).t()) @ b[expert].to(x.dtype).t())
+        return y

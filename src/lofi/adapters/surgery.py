@@ -1,0 +1,141 @@
+"""Adapting a module in place: its class gains the mixin `Adapted`, and gives it back on removal.
+
+The module object stays the same, so hooks, tying, `isinstance` and parameter names do. `Adapted` decides one thing:
+whether any active adapter has a part here; what the part computes is the part's affair (`Part.run`).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lofi.adapters.switch import Switch
+
+
+class Part(nn.Module):
+    """What one adapter holds for one module: its trainable tensors, how they act and how they merge."""
+
+    kind: ClassVar[str]
+    """One word for reports: linear, embedding, experts, rows, bias or copy."""
+    rank: int | None = None
+    """Rank R of the update, None for parts that are not low-rank."""
+    scale: float | None = None
+    """Effective multiplier of B A, None for parts that are not low-rank."""
+
+    @staticmethod
+    def run(module: nn.Module, parts: list[Any], base: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The module's output under `parts` (all of this class, at least one); `base` is the module's own forward."""
+        raise NotImplementedError
+
+    def changes(self) -> list[str]:
+        """Names of the module's own tensors that a merge rewrites."""
+        raise NotImplementedError
+
+    def merged(self, tensor_name: str, base: Tensor) -> Tensor:
+        """The new value of one tensor: summed in float32 (float64 for float64), rounded once to the base's dtype."""
+        raise NotImplementedError
+
+    def zero_delta(self) -> bool | None:
+        """True if the part changes nothing at all; None where that is no fault (biases, heads, token rows)."""
+        return None
+
+
+class Adapted:
+    """Mixin in front of a module's own class: runs the active parts, or the untouched base when there is none."""
+
+    adapters: nn.ModuleDict
+    switch: Switch
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        base = super().forward  # type: ignore[misc]
+        held = self.adapters
+        parts = [held[name] for name in self.switch.current() if name in held]
+        if not parts:
+            return base(*args, **kwargs)
+        return type(parts[0]).run(self, parts, base, *args, **kwargs)  # type: ignore[arg-type]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _rebuild, (own_class(type(self)),), self.__dict__
+
+
+class AdaptedLinear(Adapted, nn.Linear):
+    """A linear layer with adapters beside it."""
+
+
+class AdaptedEmbedding(Adapted, nn.Embedding):
+    """An embedding with adapters beside it."""
+
+
+_STATIC: dict[type, type] = {nn.Linear: AdaptedLinear, nn.Embedding: AdaptedEmbedding}
+
+
+@functools.cache
+def adapted_class(cls: type[nn.Module]) -> type[nn.Module]:
+    """The class `cls` takes when adapted: one of the two above, else a subclass made once and pickled by its origin."""
+    return _STATIC.get(cls) or type(f"Adapted{cls.__name__}", (Adapted, cls), {"__module__": cls.__module__})
+
+
+def own_class(cls: type) -> type:
+    """The class a module had before it was adapted."""
+    return cls.__mro__[cls.__mro__.index(Adapted) + 1] if issubclass(cls, Adapted) else cls
+
+
+def _rebuild(cls: type[nn.Module]) -> nn.Module:
+    made = adapted_class(cls)
+    return made.__new__(made)
+
+
+def attach_part(module: nn.Module, name: str, part: Part, switch: Switch) -> None:
+    """Hold `part` for adapter `name` at `module`, adapting the module's class if this is its first part."""
+    if not isinstance(module, Adapted):
+        module.__class__ = adapted_class(type(module))
+        module.adapters = nn.ModuleDict()
+        module.switch = switch  # type: ignore[assignment]
+    module.adapters[name] = part.train(module.training)  # type: ignore[index, operator]
+
+
+def detach_part(module: nn.Module, name: str) -> None:
+    """Forget adapter `name` at `module`; the last part to go gives the module its own class back."""
+    del module.adapters[name]  # type: ignore[operator, union-attr]
+    if not module.adapters:  # type: ignore[truthy-function]
+        del module.adapters, module.switch
+        module.__class__ = own_class(type(module))
+
+
+def own_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Named parameters and persistent buffers of the base alone, each storage once, under their original names."""
+    seen: set[int] = set()
+    for path, module in named_base_modules(model):
+        persistent = ((k, b) for k, b in module._buffers.items() if k not in module._non_persistent_buffers_set)
+        for key, tensor in (*module._parameters.items(), *persistent):
+            if tensor is not None and id(tensor) not in seen:
+                seen.add(id(tensor))
+                yield (f"{path}.{key}" if path else key), tensor
+
+
+def named_base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """`model.named_modules()` without the adapters' own modules."""
+    stack: list[tuple[str, nn.Module]] = [("", model)]
+    seen: set[int] = set()
+    while stack:
+        path, module = stack.pop()
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        yield path, module
+        children = [
+            (f"{path}.{key}" if path else key, child)
+            for key, child in module._modules.items()
+            if child is not None and not (key == "adapters" and isinstance(module, Adapted))
+        ]
+        stack.extend(reversed(children))
+
+
+def float_sum(base: Tensor, delta: Tensor) -> Tensor:
+    """base + delta, added in float32 (float64 where either is) and rounded once to the base's dtype."""
+    wide = torch.float64 if torch.float64 in (base.dtype, delta.dtype) else torch.float32
+    return (base.detach().to(wide) + delta.to(wide)).to(base.dtype)
