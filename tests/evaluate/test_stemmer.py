@@ -12,9 +12,9 @@ from lofi.evaluate.stemmer import stem
 
 ROOTS = """hope hop plan caress pon cri rel oper vile digit radic form sens commun theo geo al enjo be sk tr fl y io ay
 oe"""
-ENDINGS = """s es ies ed ied eed ing ings ational tional enci izer bli alli entli eli ousli ization ation ator alism iveness
-fulness ousness aliti iviti biliti fulli logi logy icate ative alize iciti ical ful ness al ance ence er ic able ible ant
-ement ment ent ion sion tion ou ism ate iti ous ive ize e ll y ly"""
+ENDINGS = """s es ies ed ied eed ing ings ational tional enci izer bli alli entli eli ousli ization ation ator alism
+iveness fulness ousness aliti iviti biliti fulli logi logy icate ative alize iciti ical ful ness al ance ence er ic able
+ible ant ement ment ent ion sion tion ou ism ate iti ous ive ize e ll y ly"""
 
 
 @pytest.fixture(scope="module")
