@@ -1,0 +1,61 @@
+"""Parameter arithmetic without weights: models built from their config on torch's meta device.
+
+Knows how to build such a model and count it. What an adapter would add is asked of add_adapter itself, run on the
+meta model, so that the count cannot disagree with training. Does not know files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from lofi.adapters.attach import add_adapter
+from lofi.adapters.config import LoraConfig
+from lofi.adapters.registry import trainable_counts
+from lofi.models.facts import check_task
+from lofi.models.load import _HEADS
+
+
+@dataclass(frozen=True)
+class Count:
+    """Trainable and all parameters, adapters included, as PEFT prints them."""
+
+    trainable: int
+    all: int
+
+    @property
+    def percent(self) -> float:
+        """100 * trainable / all."""
+        return 100 * self.trainable / self.all
+
+    def __str__(self) -> str:
+        return f"trainable params: {self.trainable} || all params: {self.all} || trainable%: {self.percent}"
+
+
+def meta_model(config: Any, task: str = "CAUSAL_LM") -> nn.Module:
+    """The transformers model of a config without memory for its weights (every parameter on the meta device)."""
+    import transformers
+
+    with torch.device("meta"):
+        return getattr(transformers, _HEADS[check_task(task)]).from_config(config)
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Number of parameters, tied ones once."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def count_adapter(config: Any, adapter: LoraConfig, task: str = "CAUSAL_LM") -> Count:
+    """What an adapter would train in a model of this config, by attaching it to the model on the meta device."""
+    model = meta_model(config, task)
+    add_adapter(model, adapter)
+    return Count(*trainable_counts(model))
+
+
+def lora_parameters(shapes: Iterable[tuple[int, int]], r: int) -> int:
+    """Parameters of LoRA at rank r on weights of these (out, in) shapes: sum of r * (out + in)."""
+    return sum(r * (rows + columns) for rows, columns in shapes)
