@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fnmatch
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,17 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
                 _into_place(aside, target, locks)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
+
+
+def refuse_foreign(folder: str | Path, known: Iterable[str], what: str) -> None:
+    """Raise LofiError if replacing `folder` would destroy anything but the `known` names (`*` matches any text)."""
+    target, patterns = Path(folder), tuple(known)
+    if not target.is_dir():
+        return
+    foreign = sorted(p.name for p in target.iterdir() if not any(fnmatch.fnmatch(p.name, k) for k in patterns))
+    if foreign:
+        more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+        raise LofiError(f"{target} holds {foreign[0]}{more}, which is no part of {what}; choose a new or empty folder")
 
 
 def _make_aside(target: Path) -> Path:
