@@ -57,6 +57,8 @@ def assert_same(ours, theirs, rtol):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_sum_and_all_gradients_equal_the_models_own_in_three_token_chunks(tiny, family):
     model = tiny.model(family).double().train()  # in float64, so that only a wrong formula can differ
+    if "mixtral" in family:
+        model.set_experts_implementation("eager")  # the grouped product has no float64
     inputs = batch(model)
     loss_of = LanguageModelLoss(model, chunk_tokens=3)
     torch.manual_seed(5)
@@ -172,7 +174,7 @@ def test_a_batch_without_a_trained_token_adds_nothing_but_keeps_a_graph(tiny):
             loss_of.settle()
             loss_of.mode = mode
             found = loss_of(model, inputs)
-            assert found.tokens == 0 and float(found.loss_sum) == 0
+            assert found.tokens == 0 and found.loss_sum.item() == 0
             found.loss_sum.backward()
 
 

@@ -52,8 +52,9 @@ def test_positions_that_do_not_start_again_are_caught(tiny):
 
 
 def test_non_finite_logits_are_no_proof():
-    assert not _judge(float("nan"), 0.0, 1e-4).ok
-    assert not _judge(0.0, float("nan"), 1e-4).ok
+    assert _judge(0.0, 1e-6, 0.0, 1e-4).ok
+    assert not _judge(float("nan"), 1e-6, 0.0, 1e-4).ok
+    assert not _judge(0.0, 1e-6, float("nan"), 1e-4).ok
 
 
 def test_the_probe_works_with_adapters_and_leaves_mode_and_random_state_alone(tiny):

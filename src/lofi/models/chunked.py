@@ -37,27 +37,33 @@ def chunked_cross_entropy(
     `parameters` are the trainable tensors inside `logits_of`; they get their gradient like any other.
     Exact    equal to the unchunked loss up to the order of summation; no second derivative
     """
+    if not torch.is_grad_enabled():
+        return _sum_only(hidden, targets, logits_of, chunk)
     trainable = [p for p in parameters if p.requires_grad]
     return _ChunkedCrossEntropy.apply(hidden, targets, logits_of, chunk, *trainable)
+
+
+def _sum_only(hidden: Tensor, targets: Tensor, logits_of: Callable[[Tensor], Tensor], chunk: int) -> Tensor:
+    total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
+    for h, y in zip(hidden.split(chunk), targets.split(chunk), strict=True):
+        logits = logits_of(h)  # (C, V)
+        total += F.cross_entropy(logits.to(total.dtype), y, reduction="sum")
+    return total
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, targets: Tensor, logits_of: Any, chunk: int, *parameters: Tensor) -> Tensor:
-        wanted = [ctx.needs_input_grad[0], *ctx.needs_input_grad[4:]]
         pieces: list[Tensor] = []
         sums: list[Tensor | None] = [None] * len(parameters)
         wide = torch.promote_types(hidden.dtype, torch.float32)
-        total = torch.zeros((), dtype=wide, device=hidden.device)
+        total = hidden.new_zeros((), dtype=wide)
         for h, y in zip(hidden.split(chunk), targets.split(chunk), strict=True):
-            if any(wanted):
-                loss, first, rest = _loss_and_gradients(h, y, logits_of, parameters)
-                pieces.append(first)
-                sums = [_added(old, new) for old, new in zip(sums, rest, strict=True)]
-            else:
-                loss = F.cross_entropy(logits_of(h).float(), y, reduction="sum")
-            total += loss.to(total.dtype)
-        ctx.gradients = (torch.cat(pieces) if pieces else None, sums)
+            loss, first, rest = _loss_and_gradients(h, y, logits_of, parameters)
+            total += loss
+            pieces.append(first)
+            sums = [_added(old, new) for old, new in zip(sums, rest, strict=True)]
+        ctx.gradients = (torch.cat(pieces), sums)
         return total
 
     @staticmethod

@@ -27,7 +27,7 @@ from lofi.models.logits import LogitTransform, candidates
 from lofi.models.probe import random_ids, undisturbed
 
 IGNORED = -100  # transformers' label of a position that is not trained
-_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
+_TOLERANCE = {torch.float16: 1e-2, torch.bfloat16: 3e-2}  # else 1e-4: transformers takes the softmax in float32
 
 
 class LossSum(NamedTuple):
