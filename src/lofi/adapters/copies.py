@@ -27,7 +27,7 @@ class ModuleCopy(Part):
         self.copy = copy.deepcopy(module).float().requires_grad_(True)
 
     @staticmethod
-    def run(module: nn.Module, parts: list[Any], base: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def run(module: Any, parts: list[Any], base: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if len(parts) > 1:
             raise TargetError(
                 f"{len(parts)} active adapters each replace the same {type(module).__name__} (modules_to_save), "
@@ -49,15 +49,15 @@ class BiasShift(Part):
 
     kind = "bias"
 
-    def __init__(self, module: nn.Module):
+    def __init__(self, module: Any):
         super().__init__()
-        self.bias = nn.Parameter(module.bias.detach().float().clone())  # type: ignore[operator, union-attr]
+        self.bias = nn.Parameter(module.bias.detach().float().clone())
 
     @staticmethod
-    def run(module: nn.Module, parts: list[Any], base: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+    def run(module: Any, parts: list[Any], base: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
         y = base(*args, **kwargs)  # (..., O)
-        shift = sum(part.bias - module.bias.float() for part in parts)  # type: ignore[operator, union-attr]
-        return y + shift.to(y.dtype)  # type: ignore[union-attr]
+        shift = sum(part.bias - module.bias.float() for part in parts)
+        return y + shift.to(y.dtype)
 
     def changes(self) -> list[str]:
         return ["bias"]

@@ -21,14 +21,16 @@ class EmbeddingFactors(Part):
     """A (R, V) and B (D, R) of one embedding W (V, D); the update is s (B A)^T."""
 
     kind = "embedding"
+    rank: int
+    scale: float
 
     def __init__(self, module: nn.Embedding, rank: int, scale: float):
         super().__init__()
         vocabulary, width = module.weight.shape
-        place = {"device": module.weight.device, "dtype": torch.float32}
+        device = module.weight.device
         self.rank, self.scale = rank, scale
-        self.lora_embedding_A = nn.Parameter(torch.empty(rank, vocabulary, **place))
-        self.lora_embedding_B = nn.Parameter(torch.empty(width, rank, **place))
+        self.lora_embedding_A = nn.Parameter(torch.empty(rank, vocabulary, device=device, dtype=torch.float32))
+        self.lora_embedding_B = nn.Parameter(torch.empty(width, rank, device=device, dtype=torch.float32))
 
     @torch.no_grad()
     def reset(self, init: bool | str) -> None:
@@ -40,14 +42,14 @@ class EmbeddingFactors(Part):
             nn.init.zeros_(self.lora_embedding_A)
 
     @staticmethod
-    def run(module: nn.Module, parts: list[Any], base: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+    def run(module: Any, parts: list[Any], base: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
         (ids,) = (*args, *kwargs.values())
         y = base(ids)  # (N, T, D)
         for part in parts:
             y = y + part.delta(module, ids, y.dtype)
         return y
 
-    def delta(self, module: nn.Module, ids: Tensor, dtype: torch.dtype) -> Tensor:
+    def delta(self, module: Any, ids: Tensor, dtype: torch.dtype) -> Tensor:
         """s A[:, ids]^T B^T in the module's units: (N, T) -> (N, T, D)."""
         if int(module.weight.shape[0]) != self.lora_embedding_A.shape[1]:
             raise TargetError(

@@ -22,7 +22,7 @@ from lofi.errors import TargetError
 _CONVENTION = ("has_gate", "has_bias", "is_transposed", "num_experts", "down_proj")
 
 
-def is_experts(module: nn.Module) -> bool:
+def is_experts(module: Any) -> bool:
     """Whether the module follows the experts convention described above, with nothing after the down projection."""
     if not all(hasattr(module, name) for name in _CONVENTION) or module.down_proj.ndim != 3:
         return False
@@ -36,17 +36,19 @@ class ExpertPair(nn.Module):
         super().__init__()
         experts, rows, columns = weight.shape
         out_features, in_features = (columns, rows) if transposed else (rows, columns)
-        place = {"device": weight.device, "dtype": torch.float32}
-        self.lora_A = nn.Parameter(torch.empty(experts, rank, in_features, **place))
-        self.lora_B = nn.Parameter(torch.empty(experts, out_features, rank, **place))
+        device = weight.device
+        self.lora_A = nn.Parameter(torch.empty(experts, rank, in_features, device=device, dtype=torch.float32))
+        self.lora_B = nn.Parameter(torch.empty(experts, out_features, rank, device=device, dtype=torch.float32))
 
 
 class ExpertFactors(Part):
     """The pairs that one adapter holds for one experts module, by parameter name, all of one rank and scale."""
 
     kind = "experts"
+    rank: int
+    scale: float
 
-    def __init__(self, module: nn.Module, names: Sequence[str], rank: int, scale: float):
+    def __init__(self, module: Any, names: Sequence[str], rank: int, scale: float):
         super().__init__()
         if not is_experts(module):
             raise TargetError(
@@ -60,12 +62,17 @@ class ExpertFactors(Part):
 
     def reset(self, init: bool | str) -> None:
         """Draw every expert's A and B: see `LoraConfig.init_lora_weights`."""
-        for pair in self.pairs.values():
-            for a, b in zip(pair.lora_A, pair.lora_B, strict=True):  # type: ignore[call-overload]
+        for name in self.pairs:
+            for a, b in self.experts(name):
                 draw_factors(a, b, init)
 
+    def experts(self, tensor_name: str) -> list[tuple[Tensor, Tensor]]:
+        """(A, B) of each expert of one parameter."""
+        pair: Any = self.pairs[tensor_name]
+        return list(zip(pair.lora_A, pair.lora_B, strict=True))
+
     @staticmethod
-    def run(module: nn.Module, parts: list[Any], base: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+    def run(module: Any, parts: list[Any], base: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
         return _experts_forward(module, parts, *args, *kwargs.values())
 
     def changes(self) -> list[str]:
@@ -79,14 +86,11 @@ class ExpertFactors(Part):
 
     def delta_weights(self, tensor_name: str) -> list[Tensor]:
         """s B A (O, I) of each expert, in float32."""
-        pair = self.pairs[tensor_name]
-        return [
-            (b.detach().float() @ a.detach().float()) * self.scale
-            for a, b in zip(pair.lora_A, pair.lora_B, strict=True)  # type: ignore[call-overload]
-        ]
+        experts = self.experts(tensor_name)
+        return [(b.detach().float() @ a.detach().float()) * self.scale for a, b in experts]
 
     def zero_delta(self) -> bool | None:
-        return not any(pair.lora_B.any() and pair.lora_A.any() for pair in self.pairs.values())
+        return not any(a.any() and b.any() for name in self.pairs for a, b in self.experts(name))
 
 
 def _experts_forward(
@@ -113,7 +117,7 @@ class _Projection:
         self.weight = getattr(module, name)
         self.bias = getattr(module, f"{name}_bias") if module.has_bias else None
         self.product = CONV1D if module.is_transposed else LINEAR
-        held = [(part.scale, part.pairs[name]) for part in parts if name in part.pairs]
+        held: list[tuple[float, Any]] = [(part.scale, part.pairs[name]) for part in parts if name in part.pairs]
         # unbound once: selecting expert by expert would make a gradient of the whole stack for each
         self.factors = [(scale, pair.lora_A.unbind(0), pair.lora_B.unbind(0)) for scale, pair in held]
 

@@ -36,26 +36,28 @@ class LinearFactors(Part):
     """A (R, I) and B (O, R) of one linear, float32 masters, and the trained copy of its bias where asked for."""
 
     kind = "linear"
+    rank: int
+    scale: float
 
-    def __init__(self, module: nn.Module, rank: int, scale: float, *, dropout: float = 0.0, bias: bool = False):
+    def __init__(self, module: Any, rank: int, scale: float, *, dropout: float = 0.0, bias: bool = False):
         super().__init__()
         product = product_of(module)
         assert product is not None
         out_features, in_features = product.shape(module)
-        place = {"device": product.stored(module)[0].device, "dtype": torch.float32}
+        device = product.stored(module)[0].device
         self.rank, self.scale, self.dropout, self.transposed = rank, scale, dropout, product.transposed
-        self.lora_A = nn.Parameter(torch.empty(rank, in_features, **place))
-        self.lora_B = nn.Parameter(torch.empty(out_features, rank, **place))
-        own_bias = getattr(module, "bias", None)
+        self.lora_A = nn.Parameter(torch.empty(rank, in_features, device=device, dtype=torch.float32))
+        self.lora_B = nn.Parameter(torch.empty(out_features, rank, device=device, dtype=torch.float32))
+        own_bias: Any = getattr(module, "bias", None)
         train_bias = bias and own_bias is not None
-        self.bias = nn.Parameter(own_bias.detach().float().clone()) if train_bias else None  # type: ignore[union-attr]
+        self.bias = nn.Parameter(own_bias.detach().float().clone()) if train_bias else None
 
     def reset(self, init: bool | str) -> None:
         """Draw A and B: see `LoraConfig.init_lora_weights`."""
         draw_factors(self.lora_A, self.lora_B, init)
 
     @staticmethod
-    def run(module: nn.Module, parts: list[Any], base: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+    def run(module: Any, parts: list[Any], base: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
         (x,) = (*args, *kwargs.values())
         product = product_of(module)
         assert product is not None
@@ -82,8 +84,8 @@ class LinearFactors(Part):
         return ["weight"] if self.bias is None else ["weight", "bias"]
 
     def merged(self, tensor_name: str, base: Tensor) -> Tensor:
-        if tensor_name == "bias":
-            return self.bias.detach().to(base.dtype)  # type: ignore[union-attr]
+        if tensor_name == "bias" and self.bias is not None:
+            return self.bias.detach().to(base.dtype)
         delta = self.delta_weight()
         return float_sum(base, delta.t() if self.transposed else delta)
 
@@ -101,11 +103,11 @@ class LinearFactors(Part):
 
 def _bias(module: nn.Module, parts: list[LinearFactors]) -> Tensor | None:
     """The frozen bias, or what the active parts trained: their changes add up."""
-    frozen = getattr(module, "bias", None)
+    frozen: Any = getattr(module, "bias", None)
     trained = [part.bias for part in parts if part.bias is not None]
     if len(trained) <= 1:
         return trained[0] if trained else frozen
-    base = frozen.float()  # type: ignore[union-attr]
+    base = frozen.float()
     return base + sum(bias - base for bias in trained)
 
 

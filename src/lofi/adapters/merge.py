@@ -60,7 +60,7 @@ def _shallow_copy(model: nn.Module) -> nn.Module:
     return plain
 
 
-def _untie(plain: nn.Module, values: dict[str, Tensor]) -> None:
+def _untie(plain: Any, values: dict[str, Tensor]) -> None:
     """After a merge, weights that transformers believes tied may differ: then say so in the model and its config."""
     tied: dict[str, str] = getattr(plain, "all_tied_weights_keys", None) or {}
     parted = {

@@ -62,9 +62,7 @@ def adapter_of(model: nn.Module, name: str) -> Adapter:
 def adapter_tensors(model: nn.Module, name: str = "default") -> dict[str, Tensor]:
     """The live tensors that one adapter trains, sorted, keyed "<module path>.<tensor name>"."""
     parts = adapter_of(model, name).parts
-    named = {
-        f"{path}.{key}": tensor for path, part in parts.items() for key, tensor in part.named_parameters()
-    }
+    named = {f"{path}.{key}": tensor for path, part in parts.items() for key, tensor in part.named_parameters()}
     return dict(sorted(named.items()))
 
 
@@ -75,17 +73,19 @@ def load_adapter_tensors(model: nn.Module, name: str, tensors: dict[str, Tensor]
     Raises AdapterFileError listing every fault.
     """
     live = adapter_tensors(model, name)
-    faults = [f"missing {key}" for key in live.keys() - tensors.keys()]
-    faults += [f"unexpected {key}" for key in tensors.keys() - live.keys()]
+    faults = [f"missing {key}" for key in sorted(live.keys() - tensors.keys())]
+    faults += [f"unexpected {key}" for key in sorted(tensors.keys() - live.keys())]
     faults += [
         f"{key} has shape {tuple(tensors[key].shape)}, expected {tuple(live[key].shape)}"
-        for key in live.keys() & tensors.keys()
+        for key in sorted(live.keys() & tensors.keys())
         if tensors[key].shape != live[key].shape
     ]
     if faults:
-        shown = "; ".join(sorted(faults)[:5])
+        shown = "; ".join(faults[:5])
         more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
-        raise AdapterFileError(f"the tensors do not fit adapter {name!r}: {shown}{more}; was it made for another model?")
+        raise AdapterFileError(
+            f"the tensors do not fit adapter {name!r}: {shown}{more}; was it made for another model?"
+        )
     for key, value in tensors.items():
         live[key].copy_(value)
 

@@ -21,6 +21,8 @@ class TokenRows(Part):
     """Trained values (n, D) of n rows of one embedding (V, D), started from the frozen rows."""
 
     kind = "rows"
+    index: Tensor
+    slots: Tensor
 
     def __init__(self, module: nn.Embedding, ids: Sequence[int]):
         super().__init__()
@@ -39,7 +41,7 @@ class TokenRows(Part):
         self.rows = nn.Parameter(module.weight.detach()[index].float())  # (n, D)
 
     @staticmethod
-    def run(module: nn.Module, parts: list[Any], base: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+    def run(module: Any, parts: list[Any], base: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
         (ids,) = (*args, *kwargs.values())
         y = base(ids)  # (N, T, D)
         for part in parts:
@@ -52,7 +54,7 @@ class TokenRows(Part):
         return ["weight"]
 
     def merged(self, tensor_name: str, base: Tensor) -> Tensor:
-        return base.detach().index_copy(0, self.index.to(base.device), self.rows.detach().to(base))  # type: ignore
+        return base.detach().index_copy(0, self.index.to(base.device), self.rows.detach().to(base))
 
 
 class HeadRows(Part):
@@ -65,7 +67,7 @@ class HeadRows(Part):
         self.__dict__["owner"] = owner  # not registered: the embedding's part owns, saves and moves the rows
 
     @staticmethod
-    def run(module: nn.Module, parts: list[Any], base: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+    def run(module: Any, parts: list[Any], base: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
         (x,) = (*args, *kwargs.values())
         logits = base(x)  # (..., V)
         for part in parts:

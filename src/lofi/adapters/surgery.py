@@ -6,7 +6,6 @@ whether any active adapter has a part here; what the part computes is the part's
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
@@ -27,7 +26,7 @@ class Part(nn.Module):
     """Effective multiplier of B A, None for parts that are not low-rank."""
 
     @staticmethod
-    def run(module: nn.Module, parts: list[Any], base: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def run(module: Any, parts: list[Any], base: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The module's output under `parts` (all of this class, at least one); `base` is the module's own forward."""
         raise NotImplementedError
 
@@ -53,10 +52,10 @@ class Adapted:
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         base = super().forward  # type: ignore[misc]
         held = self.adapters
-        parts = [held[name] for name in self.switch.current() if name in held]
+        parts: list[Any] = [held[name] for name in self.switch.current() if name in held]
         if not parts:
             return base(*args, **kwargs)
-        return type(parts[0]).run(self, parts, base, *args, **kwargs)  # type: ignore[arg-type]
+        return type(parts[0]).run(self, parts, base, *args, **kwargs)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _rebuild, (own_class(type(self)),), self.__dict__
@@ -70,13 +69,14 @@ class AdaptedEmbedding(Adapted, nn.Embedding):
     """An embedding with adapters beside it."""
 
 
-_STATIC: dict[type, type] = {nn.Linear: AdaptedLinear, nn.Embedding: AdaptedEmbedding}
+_ADAPTED: dict[Any, Any] = {nn.Linear: AdaptedLinear, nn.Embedding: AdaptedEmbedding}
 
 
-@functools.cache
-def adapted_class(cls: type[nn.Module]) -> type[nn.Module]:
+def adapted_class(cls: Any) -> Any:
     """The class `cls` takes when adapted: one of the two above, else a subclass made once and pickled by its origin."""
-    return _STATIC.get(cls) or type(f"Adapted{cls.__name__}", (Adapted, cls), {"__module__": cls.__module__})
+    if cls not in _ADAPTED:
+        _ADAPTED[cls] = type(f"Adapted{cls.__name__}", (Adapted, cls), {"__module__": cls.__module__})
+    return _ADAPTED[cls]
 
 
 def own_class(cls: type) -> type:
@@ -89,19 +89,19 @@ def _rebuild(cls: type[nn.Module]) -> nn.Module:
     return made.__new__(made)
 
 
-def attach_part(module: nn.Module, name: str, part: Part, switch: Switch) -> None:
+def attach_part(module: Any, name: str, part: Part, switch: Switch) -> None:
     """Hold `part` for adapter `name` at `module`, adapting the module's class if this is its first part."""
     if not isinstance(module, Adapted):
         module.__class__ = adapted_class(type(module))
         module.adapters = nn.ModuleDict()
-        module.switch = switch  # type: ignore[assignment]
-    module.adapters[name] = part.train(module.training)  # type: ignore[index, operator]
+        module.switch = switch
+    module.adapters[name] = part.train(module.training)
 
 
-def detach_part(module: nn.Module, name: str) -> None:
+def detach_part(module: Any, name: str) -> None:
     """Forget adapter `name` at `module`; the last part to go gives the module its own class back."""
-    del module.adapters[name]  # type: ignore[operator, union-attr]
-    if not module.adapters:  # type: ignore[truthy-function]
+    del module.adapters[name]
+    if not module.adapters:
         del module.adapters, module.switch
         module.__class__ = own_class(type(module))
 

@@ -124,12 +124,13 @@ def _names(model: nn.Module, choice: Choice) -> tuple[str, ...]:
 
 def _guard_checkpointing(model: nn.Module) -> None:
     """Give the checkpointing that transformers set up on this model our contexts; refuse the reentrant kind."""
-    if not (model.training and getattr(model, "is_gradient_checkpointing", False)):
+    if not model.training:
         return
+    module: Any
     for module in model.modules():
-        function = module.__dict__.get("_gradient_checkpointing_func")
+        function: Any = module.__dict__.get("_gradient_checkpointing_func")
         keywords = getattr(function, "keywords", None)
-        if keywords is None or "context_fn" in keywords:
+        if not getattr(module, "gradient_checkpointing", False) or keywords is None or "context_fn" in keywords:
             continue
         if keywords.get("use_reentrant", True):
             raise TargetError(
