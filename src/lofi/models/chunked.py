@@ -37,9 +37,9 @@ def chunked_cross_entropy(
     `parameters` are the trainable tensors inside `logits_of`; they get their gradient like any other.
     Exact    equal to the unchunked loss up to the order of summation; no second derivative
     """
-    if not torch.is_grad_enabled():
-        return _sum_only(hidden, targets, logits_of, chunk)
     trainable = [p for p in parameters if p.requires_grad]
+    if not torch.is_grad_enabled() or not (hidden.requires_grad or trainable):
+        return _sum_only(hidden, targets, logits_of, chunk)
     return _ChunkedCrossEntropy.apply(hidden, targets, logits_of, chunk, *trainable)
 
 

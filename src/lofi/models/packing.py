@@ -55,7 +55,7 @@ def packing_verdict(model: nn.Module) -> Verdict:
 
 def _routes(model: nn.Module) -> bool:
     """Does the model send tokens to experts? Their products then change shape, hence rounding, with the neighbours."""
-    return any(parameter.dim() == 3 for parameter in model.parameters()) or "expert" in str(model.config).lower()
+    return "experts" in str(model.config.to_dict())
 
 
 def _judge(leak: float, leak_limit: float, gap: float, limit: float) -> Verdict:
