@@ -1,1 +1,67 @@
-def inspect(): ...
+"""`lofi inspect PATH`: an adapter, a data file as a model sees it, or what could be adapted in a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lofi.cli import flags
+from lofi.cli.output import speaking
+from lofi.errors import RecipeError
+
+
+def inspect(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="Adapter folder, data file or folder, or model folder.")],
+    model: flags.MaybeModel = None,
+    rows: Annotated[int, typer.Option("--rows", help="Data rows to show.", min=1)] = 3,
+    split: Annotated[str, typer.Option("--split", help="Which part of a data folder or hub id.")] = "train",
+    task: Annotated[str | None, typer.Option("--task", help="How to read the data; inferred from its columns.")] = None,
+    max_length: Annotated[int | None, typer.Option("--max-length", help="Tokens a row may have.", min=2)] = None,
+    whole: Annotated[bool, typer.Option("--all", help="Every module of an adapter, not one line a kind.")] = False,
+    as_json: flags.Json = False,
+) -> None:
+    """Look inside: an adapter, a data file under a model, or a model.
+
+    An adapter: targets, ranks, scale, spectrum, figures, base. A data file with --model: rows with the trained,
+    context, padding and cut tokens in colours, and what will become of the file. A model: what could be adapted.
+
+    \b
+    Examples:
+      lofi inspect runs/first
+      lofi inspect train.jsonl --model ./Qwen3-0.6B
+      lofi inspect ./Qwen3-0.6B
+    """
+    with speaking(as_json) as out:
+        from lofi.cli import inspecting
+
+        kind = kind_of(path, model)
+        if kind == "adapter":
+            found, shown = inspecting.adapter(flags.adapter_folder(path), whole=whole)
+        elif kind == "data":
+            assert model is not None
+            found, shown = inspecting.data(path, model, rows=rows, split=split, task=task, max_length=max_length)
+        else:
+            found, shown = inspecting.model(path)
+        out.answer({"kind": kind, "path": path} | found)
+        out.show(*shown)
+
+
+def kind_of(path: str, model: str | None) -> str:
+    """What stands at a path: "adapter", "model" or "data" (which needs a model to be seen through).
+
+    Raises  RecipeError for data without a model, or a model seen through another
+    """
+    folder: Any = flags.adapter_folder(path)
+    if (folder / "adapter_config.json").exists():
+        return "adapter"
+    if (Path(path) / "config.json").exists():
+        if model is not None:
+            raise RecipeError(f"{path} is a model, so --model {model} says nothing; leave --model out")
+        return "model"
+    if model is not None:
+        return "data"
+    if not Path(path).exists():
+        raise RecipeError(f"there is no {path}; give an adapter folder, a model folder, or data together with --model")
+    raise RecipeError(f"{path} is neither an adapter nor a model; if it is data, say which model reads it with --model")
