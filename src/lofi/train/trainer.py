@@ -12,6 +12,8 @@ Rejected: own training loop (trackers, accelerate and user callbacks would each 
 from __future__ import annotations
 
 import contextlib
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -230,12 +232,10 @@ class LofiTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """What `save_model` writes: the adapters as PEFT folders, or the model as `save_pretrained` does."""
-        from lofi.files.adapter_folder import save_adapter
-
         folder = Path(output_dir or self.args.output_dir)
         names = list(adapters_of(self.model))
         for name in names:
-            save_adapter(self.model, folder if name == names[0] else folder / name, name)
+            save_adapter_into(self.model, folder if name == names[0] else folder / name, name)
         if not names:
             self.accelerator.unwrap_model(self.model, keep_torch_compile=False).save_pretrained(folder)
         if self.processing_class is not None:
@@ -276,6 +276,16 @@ class LofiTrainer(Trainer):
     def _load_rng_state(self, checkpoint_folder: str | None) -> None:
         if checkpoint_folder is not None and (Path(checkpoint_folder) / "rng.json").is_file():
             checkpoint.set_rng_state(load_state(Path(checkpoint_folder) / "rng"))
+
+
+def save_adapter_into(model: nn.Module, folder: Path, name: str) -> None:
+    """`save_adapter` into a folder that holds other files too (checkpoints): file by file, each old or new."""
+    from lofi.files.adapter_folder import save_adapter
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".lofi-") as aside:
+        for file in save_adapter(model, Path(aside) / "adapter", name).iterdir():
+            os.replace(file, folder / file.name)
 
 
 _PATIENCE = 20  # steps in a row that a gradient scaler may skip before the numbers are called broken

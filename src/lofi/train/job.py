@@ -1,0 +1,198 @@
+"""From a recipe to everything a trainer needs: tokenizer, rows, model with its adapter, examples, micro-batches.
+
+Order matters: rows before the model (they say the task and the labels), the seed before the model (its head may be
+new), the adapter before the choices (memory). Everything that can be refused is refused before a folder is made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lofi.errors import ModelError, RecipeError
+from lofi.recipe import Recipe
+from lofi.train.seeds import seed_everything, stream
+from lofi.train.settings import Chosen, Facts, activation_bytes, choose, count_steps, free_bytes
+
+TASK_OF_KIND = {"messages": "sft"}
+MODEL_TASK = {"text": "CAUSAL_LM", "classification": "SEQ_CLS", "token_classification": "TOKEN_CLS"}
+
+
+@dataclass
+class Rows:
+    """The data of a run: records with their places, their digests, and what task they are for."""
+
+    train: Any
+    validation: Any
+    task: str
+
+    def digests(self) -> dict[str, str]:
+        return {r.source: r.sha256 for r in (self.train, self.validation) if r is not None}
+
+
+@dataclass
+class Job:
+    """Everything that is needed to train, built and checked."""
+
+    rows: Rows
+    tokenizer: Any
+    model: Any
+    prepared: Any
+    judged: Any
+    batches: Any
+    validation_batches: Any
+    chosen: Chosen
+    report: Any
+    """What the adapter matched (lofi.adapters' AttachReport); None in full fine-tuning."""
+
+    def row_names(self, indices: list[int]) -> list[str]:
+        """What the rows of some micro-batches are called: "train.jsonl:17"."""
+        return [self.rows.train.where(row) for index in indices for row in self.batches.rows(index)]
+
+
+def read_rows(recipe: Recipe) -> Rows:
+    """Load the training and validation rows and settle the task.
+
+    Raises  DataError for files that cannot be read, RecipeError for a task that the rows are not for
+    """
+    from lofi.data.records import load_records
+
+    columns = recipe.data.columns
+    train = load_records(recipe.data.train, columns=columns, split="train")
+    validation = None
+    if recipe.data.validation is not None:
+        validation = load_records(recipe.data.validation, columns=columns, split="validation")
+        if validation.kind != train.kind:
+            raise RecipeError(
+                f"{validation.source} holds {validation.kind} rows but {train.source} {train.kind} rows; "
+                "give both files the same columns"
+            )
+    return Rows(train, validation, _task(recipe, train))
+
+
+def _task(recipe: Recipe, records: Any) -> str:
+    found = TASK_OF_KIND.get(records.kind, records.kind)
+    if found == "preference":
+        raise RecipeError(
+            f"{records.source} holds preference pairs (prompt, chosen, rejected), which this version does not train on; "
+            "map data.columns to prompt and completion to train on the chosen ones"
+        )
+    if recipe.task is not None and recipe.task != found:
+        raise RecipeError(
+            f"task {recipe.task} was asked for, but the columns of {records.source} are for {found}; "
+            "leave task out or map data.columns"
+        )
+    return found
+
+
+def build(recipe: Recipe, rows: Rows, stored: Chosen | None) -> Job:
+    """Build the model and the batches; `stored` are the choices of the run that is resumed, else they are made here.
+
+    Raises  ModelError, DataError, TargetError, RecipeError: the request cannot be met as it stands
+    """
+    import torch
+
+    from lofi.models.dtypes import choose_dtype, resolve_device
+    from lofi.models.load import load_tokenizer
+
+    device = str(resolve_device(stored.device if stored else "auto"))
+    dtype = choose_dtype(device, stored.dtype if stored else recipe.train.dtype)
+    if stored is not None:
+        torch.set_num_threads(stored.threads)
+    tokenizer = load_tokenizer(recipe.model)
+    config = _config(recipe.model)
+    prepared, judged = _prepare(recipe, rows, tokenizer, config)
+    model, report = _model(recipe, rows, prepared, config, device=device, dtype=dtype)
+    chosen = stored or choose(recipe, _facts(rows, model, prepared, recipe, device=device, dtype=dtype))
+    batches = _group(chosen, prepared, tokenizer)
+    validation = _group(chosen, judged, tokenizer) if judged is not None else None
+    chosen = stored or count_steps(chosen, recipe, len(batches), judged is not None)
+    return Job(rows, tokenizer, model, prepared, judged, batches, validation, chosen, report)
+
+
+def _config(path: str) -> Any:
+    """The model's config, read before the model: rows are cut to its context and labelled for its task."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(path, local_files_only=Path(path).is_dir())
+    except (OSError, ValueError, KeyError) as error:
+        told = str(error).strip().splitlines()[0]
+        raise ModelError(f"the config of {path} cannot be read ({told}); check the model folder") from error
+
+
+def context_length(config: Any, tokenizer: Any) -> int | None:
+    """Tokens that a model reads at most, as its config and its tokenizer say it; None where neither does."""
+    told = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len")]
+    told.append(getattr(tokenizer, "model_max_length", None))
+    return min((int(n) for n in told if n and 0 < n < 10**7), default=None)
+
+
+def _prepare(recipe: Recipe, rows: Rows, tokenizer: Any, config: Any) -> tuple[Any, Any]:
+    """(training examples, validation examples or None), labelled alike."""
+    from lofi.data.prepare import prepare
+
+    task = model_task(rows.task, config)
+    length = recipe.train.max_length or context_length(config, tokenizer)
+    first = prepare(rows.train, tokenizer, task=task, max_length=length, labels=recipe.data.labels)
+    if rows.validation is None:
+        return first, None
+    same = {"labels": first.labels, "text_format": first.text_format}
+    return first, prepare(rows.validation, tokenizer, task=task, max_length=length, **same)
+
+
+def model_task(task: str, config: Any) -> str:
+    """The head that a recipe's task needs on this model: CAUSAL_LM, SEQ_2_SEQ_LM, SEQ_CLS or TOKEN_CLS."""
+    if task == "sft":
+        return "SEQ_2_SEQ_LM" if getattr(config, "is_encoder_decoder", False) else "CAUSAL_LM"
+    return MODEL_TASK[task]
+
+
+def _model(recipe: Recipe, rows: Rows, prepared: Any, config: Any, *, device: str, dtype: Any) -> tuple[Any, Any]:
+    """The model with its adapter (and what that matched), or ready to train in full in float32."""
+    import torch
+
+    from lofi.adapters.attach import add_adapter
+    from lofi.models.checkpointing import enable
+    from lofi.models.load import load_model
+
+    seed_everything(stream(recipe.train.seed, "init"))
+    held = dtype.dtype if recipe.method == "lora" else torch.float32  # full fine-tuning keeps float32 masters
+    model = load_model(
+        recipe.model, recipe.quantization, dtype=held, device=device,
+        task=model_task(rows.task, config), labels=prepared.labels,
+    )  # fmt: skip
+    if prepared.multi_label:
+        model.config.problem_type = "multi_label_classification"
+    report = add_adapter(model, recipe.lora.to_config()) if recipe.method == "lora" else None
+    if report is None:
+        model.requires_grad_(True)
+    if recipe.train.gradient_checkpointing:
+        enable(model)
+    return model, report
+
+
+def _facts(rows: Rows, model: Any, prepared: Any, recipe: Recipe, *, device: str, dtype: Any) -> Facts:
+    import torch
+
+    packs, why = _packs(rows, model)
+    return Facts(
+        device=device,
+        dtype=dtype,
+        packs=packs,
+        packs_why=why,
+        longest=max(example.size for example in prepared.examples),
+        free_bytes=free_bytes(device),
+        activation_bytes=activation_bytes(model.config, dtype.dtype.itemsize),
+        threads=torch.get_num_threads(),
+    )
+
+
+def _packs(rows: Rows, model: Any) -> tuple[bool, str]:
+    from lofi.models.packing import packing_verdict
+
+    if rows.task not in ("sft", "text"):
+        return False, "a label belongs to a row of its own"
+    verdict = packing_verdict(model)
+    return verdict.ok, verdict.reason
