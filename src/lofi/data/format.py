@@ -201,7 +201,9 @@ class TextFormat:
         return ids[len(anchor) :] if ids[: len(anchor)] == anchor else self._ids([text])[0]
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
-        return self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        return self.tokenizer(
+            texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
+        )["input_ids"]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Generated ids as text, up to the first stop token, without special tokens."""
