@@ -19,7 +19,7 @@ def never():
     ("native", "speedup", "dtype", "words"),
     [
         ((), never, torch.float32, "no bf16 instructions"),
-        (("AVX512-BF16", "AMX"), lambda: 4.9, torch.bfloat16, "CPU with AVX512-BF16 \\+ AMX: a bf16 product is 4.9x fp32"),
+        (("AVX512-BF16", "AMX"), lambda: 4.9, torch.bfloat16, r"AVX512-BF16 \+ AMX: a bf16 product is 4\.9x fp32"),
         (("AVX512-BF16",), lambda: 0.8, torch.float32, "only 0.8x fp32"),
         (None, lambda: 2.0, torch.bfloat16, "an unknown instruction set"),
         (None, lambda: 1.0, torch.float32, "an unknown instruction set"),
@@ -34,7 +34,13 @@ def test_a_cpu_must_declare_bf16_and_be_measured_faster(native, speedup, dtype, 
 
 @pytest.mark.parametrize(
     ("capability", "name", "scaler"),
-    [((9, 0), "bf16", False), ((8, 0), "bf16", False), ((7, 5), "fp16", True), ((7, 0), "fp16", True), ((5, 0), "fp32", False)],
+    [
+        ((9, 0), "bf16", False),
+        ((8, 0), "bf16", False),
+        ((7, 5), "fp16", True),
+        ((7, 0), "fp16", True),
+        ((5, 0), "fp32", False),
+    ],
 )
 def test_a_gpu_computes_in_bf16_from_ampere_on_and_with_a_scaled_fp16_before(capability, name, scaler):
     choice = cuda_choice(capability)

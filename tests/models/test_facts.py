@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lofi.errors import ModelError
+from lofi.models.counting import meta_model
 from lofi.models.facts import backbone, check_task, head_names, linear_counts, output_head_name, task_of, tied_groups
 
 
@@ -56,7 +57,7 @@ def test_names_of_one_tensor_form_a_group(tiny):
     assert tied_groups(tiny.model("t5")) == [
         ["decoder.embed_tokens.weight", "encoder.embed_tokens.weight", "lm_head.weight", "shared.weight"]
     ]
-    assert tied_groups(tiny.model("llama_tied").to("meta")) == [["lm_head.weight", "model.embed_tokens.weight"]]
+    assert tied_groups(meta_model(tiny.config("llama_tied"))) == [["lm_head.weight", "model.embed_tokens.weight"]]
 
 
 def test_matrices_are_counted_by_last_name_and_shape(tiny):

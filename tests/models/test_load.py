@@ -61,7 +61,7 @@ def test_a_misspelt_folder_names_its_nearest_sibling(saved, tmp_path):
     folder = saved("llama", "my-llama")[0]
     with pytest.raises(ModelError, match=f"no model folder .*my-lama; did you mean {folder}"):
         load_model(tmp_path / "my-lama")
-    with pytest.raises(ModelError, match="give the folder that holds config.json, or a hub id"):
+    with pytest.raises(ModelError, match=r"give the folder that holds config\.json, or a hub id"):
         load_model(tmp_path / "nothing" / "like" / "it")
     with pytest.raises(ModelError, match=r"is a file, but a model is a folder"):
         load_model(folder / "config.json")
@@ -78,7 +78,9 @@ def test_a_misspelt_relative_folder_is_not_taken_for_a_hub_id(saved, tmp_path, m
 
 
 def test_a_hub_id_without_a_network_is_one_sentence():
-    with pytest.raises(ModelError, match="some-org/some-model is no folder here, and as a hub id its config could not"):
+    with pytest.raises(
+        ModelError, match="some-org/some-model is no folder, and as a hub id its config cannot be fetched"
+    ):
         load_model("some-org/some-model")
 
 
@@ -87,7 +89,7 @@ def test_folders_that_are_no_models_say_what_is_missing(saved, tmp_path):
     with pytest.raises(ModelError, match=f"{tmp_path} has no config.json.*did you mean {folder}"):
         load_model(tmp_path)
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match=r"has no model\.safetensors and no model\.safetensors\.index\.json; it holds config\.json"):
+    with pytest.raises(ModelError, match=r"has no model\.safetensors and no .*\.index\.json; it holds config\.json"):
         load_model(folder)
     (folder / "pytorch_model.bin").write_bytes(b"pickle")
     with pytest.raises(ModelError, match=r"pickled weights \(pytorch_model\.bin\).*save_pretrained"):
@@ -102,7 +104,7 @@ def test_folders_that_are_no_models_say_what_is_missing(saved, tmp_path):
 
 def test_an_adapter_folder_is_sent_to_the_adapter_flag(tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base"}))
-    with pytest.raises(ModelError, match=r"is an adapter, not a model; give its base as the model \(org/base\).*--adapter"):
+    with pytest.raises(ModelError, match=r"is an adapter, not a model; give .* \(org/base\).*--adapter"):
         load_model(tmp_path)
 
 
@@ -189,14 +191,15 @@ def test_an_encoder_takes_named_labels_and_only_its_head_is_new(saved, family, t
 
 def test_a_base_without_a_head_needs_a_task_and_other_label_counts_make_a_new_classifier(saved):
     folder = saved("bert", head="AutoModel")[0]
-    with pytest.raises(ModelError, match="says it is a BertModel; say what for with task=SEQ_CLS"):
+    with pytest.raises(ModelError, match="says it is a BertModel, which has no task head; say what for"):
         load_model(folder)
-    assert sorted(load_model(folder, task="SEQ_CLS", device="cpu").lofi_new_tensors) == ["classifier.bias", "classifier.weight"]
+    head = ["classifier.bias", "classifier.weight"]
+    assert load_model(folder, task="SEQ_CLS", device="cpu").lofi_new_tensors == head
     tuned = load_model(folder, task="SEQ_CLS", labels=["neg", "pos"], device="cpu")
     tuned.save_pretrained(folder)
     again = load_model(folder, device="cpu")
     assert again.lofi_new_tensors == [] and again.config.id2label == {0: "neg", 1: "pos"}
-    assert sorted(load_model(folder, num_labels=4, device="cpu").lofi_new_tensors) == ["classifier.bias", "classifier.weight"]
+    assert load_model(folder, num_labels=4, device="cpu").lofi_new_tensors == head
 
 
 def test_a_missing_body_tensor_is_no_new_head(saved):
@@ -235,7 +238,7 @@ def test_labels_that_cannot_be_are_refused(saved):
 
 def test_what_this_version_cannot_do_is_said(saved):
     folder = saved("llama")[0]
-    with pytest.raises(ModelError, match="quantization 'nf4' was asked for, but this version loads dense weights only"):
+    with pytest.raises(ModelError, match="quantization 'nf4' was asked for, but this version loads dense weights"):
         load_model(folder, quantization="nf4")
     with pytest.raises(ModelError, match="device 'gpu' is not known"):
         load_model(folder, device="gpu")
@@ -253,12 +256,12 @@ def test_what_this_version_cannot_do_is_said(saved):
 def test_a_tokenizer_is_loaded_or_its_absence_named(saved, lofi_tiny, tmp_path):
     tokenizer = load_tokenizer(lofi_tiny)
     assert tokenizer.decode(tokenizer("Xin chào")["input_ids"]) == "Xin chào"
-    with pytest.raises(ModelError, match="has no tokenizer .*copy it from the base model"):
+    with pytest.raises(ModelError, match=r"has no tokenizer .*copy it from the base model"):
         load_tokenizer(saved("llama")[0])
     broken = tmp_path / "broken"
     shutil.copytree(lofi_tiny, broken)
     (broken / "tokenizer.json").write_text("{}")
-    with pytest.raises(ModelError, match="the tokenizer in .* cannot be opened"):
+    with pytest.raises(ModelError, match=r"the tokenizer in .* cannot be opened"):
         load_tokenizer(broken)
 
 

@@ -12,13 +12,14 @@ V = 97  # vocabulary of every tiny model
 def _llama_like(**more: Any) -> dict[str, Any]:
     return {
         "vocab_size": V, "hidden_size": 24, "intermediate_size": 44, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-        "tie_word_embeddings": False, **more,
+        "num_key_value_heads": 2, "max_position_embeddings": 64,
+        "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False, **more,
     }  # fmt: skip
 
 
 _GEMMA = {"head_dim": 8, "tie_word_embeddings": True}
 _EXPERTS = {"intermediate_size": 40, "num_local_experts": 3, "num_experts_per_tok": 2}
+_ROUTER_LOSS = {"output_router_logits": True, "router_aux_loss_coef": 0.3}
 _T5 = {
     "vocab_size": V, "d_model": 24, "d_kv": 6, "d_ff": 44, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4,
     "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0, "dropout_rate": 0.1,
@@ -44,7 +45,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3": ("Gemma3TextConfig", _llama_like(**_GEMMA, query_pre_attn_scalar=8, sliding_window=4)),
     "mistral": ("MistralConfig", _llama_like(sliding_window=5)),
     "mixtral": ("MixtralConfig", _llama_like(**_EXPERTS)),
-    "mixtral_router_loss": ("MixtralConfig", _llama_like(**_EXPERTS, output_router_logits=True, router_aux_loss_coef=0.3)),
+    "mixtral_router_loss": ("MixtralConfig", _llama_like(**_EXPERTS, **_ROUTER_LOSS)),
     "gpt2": ("GPT2Config", {"vocab_size": V, "n_positions": 64, "n_embd": 24, "n_layer": 2, "n_head": 4,
                             "bos_token_id": 1, "eos_token_id": 2}),
     "opt": ("OPTConfig", {"vocab_size": V, "hidden_size": 24, "ffn_dim": 44, "num_hidden_layers": 2,
@@ -60,7 +61,12 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("BertConfig", _BERT),
     "distilbert": ("DistilBertConfig", {"vocab_size": V, "dim": 24, "n_layers": 2, "n_heads": 4, "hidden_dim": 44}),
 }  # fmt: skip
-_AUTO = {"t5": "AutoModelForSeq2SeqLM", "bart": "AutoModelForSeq2SeqLM", "bert": "AutoModelForMaskedLM", "distilbert": "AutoModelForMaskedLM"}
+_AUTO = {
+    "t5": "AutoModelForSeq2SeqLM",
+    "bart": "AutoModelForSeq2SeqLM",
+    "bert": "AutoModelForMaskedLM",
+    "distilbert": "AutoModelForMaskedLM",
+}
 
 
 def config(family: str, **changes: Any) -> Any:

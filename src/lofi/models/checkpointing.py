@@ -36,7 +36,7 @@ def _switch_on(model: nn.Module, options: dict[str, Any]) -> None:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
     else:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
-    model.disable_input_require_grads()  # only the reentrant form needs it; it would make frozen embeddings carry gradients
+    model.disable_input_require_grads()  # only the reentrant form needs gradients on frozen embeddings
 
 
 def disable(model: nn.Module) -> None:

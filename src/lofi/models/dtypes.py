@@ -85,7 +85,7 @@ def choose_dtype(device: str | torch.device, requested: str | torch.dtype = "aut
 
 def _as_requested(device: torch.device, dtype: torch.dtype) -> DtypeChoice:
     if dtype == torch.float16 and device.type == "cpu":
-        raise RecipeError("dtype fp16 was asked for on a CPU, where it is slower than fp32 and overflows; use auto or fp32")
+        raise RecipeError("dtype fp16 was asked for on a CPU, where fp32 is faster and does not overflow; use auto")
     reason = "as requested"
     if dtype == torch.bfloat16 and device.type == "cpu" and not native_bf16():
         reason = "as requested, though this CPU emulates bf16 and fp32 would be faster"
@@ -106,11 +106,11 @@ def cpu_choice(native: tuple[str, ...] | None, speedup: object) -> DtypeChoice:
     """bf16 if the CPU declares it (or cannot be asked) and `speedup()` measures it as worth it, else float32."""
     if native == ():
         return DtypeChoice(torch.float32, "this CPU has no bf16 instructions", autocast=False)
-    told = " + ".join(native) if native else "an unknown instruction set"
+    told = f"CPU with {' + '.join(native) if native else 'an unknown instruction set'}"
     ratio = speedup()  # type: ignore[operator]
     if ratio < _WORTH_IT:
-        return DtypeChoice(torch.float32, f"CPU with {told}, but a bf16 product is only {ratio:.1f}x fp32", autocast=False)
-    return DtypeChoice(torch.bfloat16, f"CPU with {told}: a bf16 product is {ratio:.1f}x fp32", autocast=True)
+        return DtypeChoice(torch.float32, f"{told}, but a bf16 product is only {ratio:.1f}x fp32", autocast=False)
+    return DtypeChoice(torch.bfloat16, f"{told}: a bf16 product is {ratio:.1f}x fp32", autocast=True)
 
 
 @functools.cache

@@ -37,7 +37,8 @@ def check_task(task: str) -> str:
     if task in TASKS:
         return task
     near = get_close_matches(str(task).upper(), TASKS, n=1, cutoff=0.3)
-    raise ModelError(f"task '{task}' is not known; {f'did you mean {near[0]}? ' if near else ''}Use one of {', '.join(TASKS)}")
+    hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(TASKS)}."
+    raise ModelError(f"task '{task}' is not known; {hint}")
 
 
 def task_of(model: nn.Module) -> str:
@@ -65,7 +66,8 @@ def head_names(model: nn.Module) -> list[str]:
     if task_of(model) not in ("SEQ_CLS", "TOKEN_CLS"):
         return []
     body = backbone(model)
-    names = [n for n, child in model.named_children() if child is not body and next(child.parameters(), None) is not None]
+    outside = [(name, child) for name, child in model.named_children() if child is not body]
+    names = [name for name, child in outside if next(child.parameters(), None) is not None]
     for tensor in getattr(model, "lofi_new_tensors", []):
         owner = tensor.rpartition(".")[0]
         if not any(owner == name or owner.startswith(name + ".") for name in names):
@@ -80,7 +82,7 @@ def output_head_name(model: nn.Module) -> str | None:
 
 
 def tied_groups(model: nn.Module) -> list[list[str]]:
-    """Parameter names that are one tensor under several names, e.g. [["lm_head.weight", "model.embed_tokens.weight"]]."""
+    """Groups of parameter names that share one tensor, e.g. [["lm_head.weight", "model.embed_tokens.weight"]]."""
     groups: dict[Any, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         groups.setdefault(_identity(parameter), []).append(name)

@@ -25,11 +25,11 @@ def local_folder(path: str | Path) -> Path | None:
     if folder.is_dir():
         return folder
     if folder.is_file():
-        raise ModelError(f"{folder} is a file, but a model is a folder with config.json and safetensors; give its folder")
-    looks_like_hub = isinstance(path, str) and _HUB_ID.fullmatch(path) and not (len(folder.parts) > 1 and folder.parent.is_dir())
-    if looks_like_hub and not _near(folder):
-        return None
+        raise ModelError(f"{folder} is a file, but a model is a folder with config.json and weights; give its folder")
     near = _near(folder)
+    under_a_folder = len(folder.parts) > 1 and folder.parent.is_dir()
+    if isinstance(path, str) and _HUB_ID.fullmatch(path) and not under_a_folder and near is None:
+        return None
     hint = f"did you mean {near}?" if near else "give the folder that holds config.json, or a hub id such as org/name."
     raise ModelError(f"there is no model folder {folder}; {hint}")
 
@@ -47,7 +47,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if (folder / "adapter_config.json").is_file():
         base = _base_of(folder)
         raise ModelError(
-            f"{folder} is an adapter, not a model; give its base as the model{base} and this folder with --adapter {folder}"
+            f"{folder} is an adapter, not a model; give its base as the model{base} and this folder with --adapter"
         )
     file = folder / "config.json"
     if not file.is_file():
@@ -75,7 +75,8 @@ def check_weights(folder: Path) -> None:
         raise ModelError(f"{index} cannot be read as a shard index; fetch the model again") from None
     missing = [name for name in shards if not (folder / name).is_file()]
     if missing:
-        raise ModelError(f"{folder} lacks {len(missing)} of {len(shards)} shards ({', '.join(missing[:3])}); fetch them")
+        some = ", ".join(missing[:3])
+        raise ModelError(f"{folder} lacks {len(missing)} of {len(shards)} shards ({some}); fetch them")
     for name in shards:
         check_safetensors(folder / name)
     return None
@@ -107,8 +108,8 @@ def _no_weights(folder: Path) -> str:
     pickles = sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern))
     if pickles:
         return (
-            f"{folder} holds pickled weights ({pickles[0]}), which can run code when opened; lofi reads safetensors only: "
-            "convert them once where you trust them with AutoModel.from_pretrained(folder).save_pretrained(folder)"
+            f"{folder} holds pickled weights ({pickles[0]}), which can run code when opened; lofi reads safetensors, "
+            "so convert them once where you trust them with AutoModel.from_pretrained(folder).save_pretrained(folder)"
         )
     return f"{folder} has no model.safetensors and no model.safetensors.index.json; {_contents(folder)}"
 

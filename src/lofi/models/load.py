@@ -19,7 +19,7 @@ from torch import nn
 
 from lofi.errors import ModelError
 from lofi.models.dtypes import parse_dtype, resolve_device
-from lofi.models.facts import backbone, check_task, class_task
+from lofi.models.facts import TASKS, backbone, check_task, class_task
 from lofi.models.folder import check_weights, local_folder, read_config
 
 _HEADS = {
@@ -28,7 +28,15 @@ _HEADS = {
     "SEQ_CLS": "AutoModelForSequenceClassification",
     "TOKEN_CLS": "AutoModelForTokenClassification",
 }
-_NOT_LEARNED = re.compile(r"(rotary_emb\.inv_freq|masked_bias|attn\.bias|attention\.bias|position_ids|num_batches_tracked)$")
+_NOT_LEARNED = re.compile(r"(rotary_emb\.inv_freq|masked_bias|attn\.bias|attention\.bias|position_ids)$")
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
 
 
 def load_model(
@@ -52,7 +60,9 @@ def load_model(
              architecture, a task that the architecture has not, any other missing, unexpected or misshapen tensor
     """
     if quantization is not None:
-        raise ModelError(f"quantization '{quantization}' was asked for, but this version loads dense weights only; leave it out")
+        raise ModelError(
+            f"quantization '{quantization}' was asked for, but this version loads dense weights; leave it out"
+        )
     where = _Source.of(path, revision)
     config = where.config()
     task = _task(config, task, path)
@@ -77,12 +87,10 @@ def load_tokenizer(path: str | Path, revision: str | None = None) -> Any:
     """Load the tokenizer of a model folder or hub id; ModelError if it has none."""
     folder = local_folder(path)
     if folder is not None and not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        raise ModelError(f"{folder} has no tokenizer (none of {', '.join(_TOKENIZER_FILES)}); copy it from the base model")
+        names = ", ".join(_TOKENIZER_FILES)
+        raise ModelError(f"{folder} has no tokenizer (none of {names}); copy it from the base model")
     where = _Source(str(folder or path), folder, revision)
     return where.call("AutoTokenizer", "tokenizer")
-
-
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
 
 
 class _Source:
@@ -102,15 +110,16 @@ class _Source:
             raw = read_config(self.folder)
             if raw.get("quantization_config"):
                 kind = raw["quantization_config"].get("quant_method", "unknown")
-                raise ModelError(f"{self.name} holds {kind}-quantized weights, but this version loads dense ones; give the original")
+                raise ModelError(
+                    f"{self.name} holds {kind}-quantized weights, but this version loads dense ones; give those"
+                )
         else:
             self._refuse_adapter()
         return self.call("AutoConfig", "config")
 
     def open_model(self, auto: str, config: Any, options: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
-        return self.call(
-            auto, "model", config=config, output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True, **options
-        )
+        options |= {"output_loading_info": True, "ignore_mismatched_sizes": True, "use_safetensors": True}
+        return self.call(auto, "model", config=config, **options)
 
     def call(self, auto: str, what: str, **options: Any) -> Any:
         """transformers' `auto`.from_pretrained, quiet, without remote code, its errors as one ModelError."""
@@ -134,17 +143,21 @@ class _Source:
         except (OSError, ValueError) as error:
             raise ModelError(self._sentence("config", error)) from error
         if found is not None:
-            raise ModelError(f"{self.name} is an adapter, not a model; give its base as the model and this id with --adapter")
+            raise ModelError(
+                f"{self.name} is an adapter, not a model; give its base as the model and it with --adapter"
+            )
 
     def _sentence(self, what: str, error: Exception) -> str:
         told = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
         if "model type" in str(error) or "Unrecognized model" in str(error):
-            return f"{self.name} is of an architecture that this transformers does not know; update transformers ({told})"
+            return f"{self.name} is of an architecture that this transformers does not know; update it ({told})"
         if "trust_remote_code" in str(error):
-            return f"{self.name} needs code of its own to open, which lofi does not run; use a model that transformers knows"
+            return f"{self.name} needs code of its own, which lofi does not run; use a model that transformers knows"
         if self.folder is not None:
-            return f"the {what} in {self.name} cannot be opened: {told}"
-        return f"{self.name} is no folder here, and as a hub id its {what} could not be fetched; check the name or network ({told})"
+            return f"the {what} in {self.name} cannot be opened ({told}); fetch it again"
+        return (
+            f"{self.name} is no folder, and as a hub id its {what} cannot be fetched; check name and network ({told})"
+        )
 
 
 @contextmanager
@@ -171,7 +184,8 @@ def _task(config: Any, asked: str | None, path: str | Path) -> str:
         task = class_task(stated, bool(config.is_encoder_decoder))
         if task is None:
             raise ModelError(
-                f"{path} says it is a {stated or 'model without a task'}; say what for with task=SEQ_CLS, TOKEN_CLS or CAUSAL_LM"
+                f"{path} says it is a {stated or 'model without a task'}, which has no task head; "
+                f"say what for with task= one of {', '.join(TASKS)}"
             )
     else:
         task = check_task(asked)
@@ -201,7 +215,7 @@ def _set_labels(config: Any, task: str, num_labels: int | None, labels: Sequence
     if num_labels is None and labels is None:
         return
     if task not in ("SEQ_CLS", "TOKEN_CLS"):
-        raise ModelError(f"labels were given, but the task {task} has none; use task=SEQ_CLS or TOKEN_CLS, or leave them out")
+        raise ModelError(f"labels were given, but the task {task} has none; use task=SEQ_CLS or TOKEN_CLS")
     if labels is None:
         if num_labels < 1:
             raise ModelError(f"num_labels is {num_labels}, but a classifier has at least one; count your labels")
@@ -227,7 +241,8 @@ def _judge(model: nn.Module, info: dict[str, Any], task: str, path: str) -> list
 
     faults = [f"missing {n}" for n in sorted(info["missing_keys"]) if not in_head(n) and n not in mismatched]
     faults += [f"{n} is {a}, expected {b}" for n, (a, b) in sorted(mismatched.items()) if not in_head(n)]
-    faults += [f"unexpected {n}" for n in sorted(info["unexpected_keys"]) if not _droppable(model, n, prefix, classifies)]
+    extra = sorted(name for name in info["unexpected_keys"] if not _droppable(model, name, prefix, classifies))
+    faults += [f"unexpected {name}" for name in extra]
     faults += list(info["error_msgs"])
     if faults:
         more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""

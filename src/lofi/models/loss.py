@@ -66,7 +66,7 @@ class LanguageModelLoss:
         Raises   ModelError without labels
         """
         if inputs.get("labels") is None:
-            raise ModelError("the inputs hold no 'labels', which a training loss needs; give labels with -100 = untrained")
+            raise ModelError("the inputs hold no 'labels', which a loss needs; give labels, -100 where not trained")
         if self.mode is None:
             self.settle()
         run = self._chunked if self.mode == "chunked" else self._own
@@ -74,16 +74,16 @@ class LanguageModelLoss:
 
     def settle(self) -> None:
         """Decide `mode` now, by a probe of a few tokens that leaves the model and the random state as they were."""
-        self.mode, self.reason = "own", ""
         failures = []
-        for self.transform in candidates(self.inner):
+        for transform in candidates(self.inner):
+            self.transform = transform
             fault = self._fault()
             if fault is None:
                 self.mode = "chunked"
-                self.reason = f"equal to {type(self.inner).__name__}'s own loss ({self.transform.words})"
+                self.reason = f"equal to {type(self.inner).__name__}'s own loss ({transform.words})"
                 return
-            failures.append(f"{self.transform.words}: {fault}")
-        self.reason = "; ".join(dict.fromkeys(failures))
+            failures.append(f"{transform.words}: {fault}")
+        self.mode, self.reason = "own", "; ".join(failures)
 
     # The two ways
 
@@ -115,7 +115,7 @@ class LanguageModelLoss:
             targets[chosen],
             lambda h: self.transform(head(h)),
             head.parameters(),
-            self.chunk_tokens or chunk_length(self._vocabulary(head)),
+            self.chunk_tokens or chunk_length(self._vocabulary(head), hidden.device.type == "cpu"),
         )
         return LossSum(total + self._auxiliary(outputs) * len(chosen), len(chosen))
 

@@ -36,8 +36,8 @@ def packing_verdict(model: nn.Module) -> Verdict:
     """Prove or refute that a packed row gives every sequence the logits it has alone.
 
     Two questions on random ids: (1) another first sequence must leave the second's logits as they are (1e-6 in any
-    dtype; with routed experts a tenth of the limit below); (2) packed logits must equal separate ones (rms, relative to the logits' spread; limit
-    1e-4 in float32, 5e-2 in bfloat16). Evaluation mode inside; the model and the random state are left as they were.
+    dtype; with routed experts a tenth of the limit below); (2) packed logits must equal separate ones (rms, relative to
+    the logits' spread; limit 1e-4 in float32, 5e-2 in bfloat16). The model and the random state are left as they were.
     """
     if getattr(model.config, "is_encoder_decoder", False):
         return Verdict(False, "encoder-decoder models take one sequence a row, so batches are padded")
@@ -63,7 +63,7 @@ def _judge(leak: float, leak_limit: float, gap: float, limit: float) -> Verdict:
         return Verdict(False, f"sequences in one row see each other (logits move by {leak:.1e}), so batches are padded")
     if not gap <= limit:
         return Verdict(False, f"packed logits differ from separate ones by {gap:.1e}, so batches are padded")
-    return Verdict(True, f"packed logits equal separate ones (differ by {gap:.1e}; a neighbour moves them by {leak:.1e})")
+    return Verdict(True, f"packed logits equal separate ones (off by {gap:.1e}; a neighbour moves them by {leak:.1e})")
 
 
 def _measure(model: nn.Module) -> tuple[float, float, float]:

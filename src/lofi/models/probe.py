@@ -16,7 +16,7 @@ from torch import Tensor, nn
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside the block; afterwards every module's mode and torch's random state are as before."""
     modes = [(module, module.training) for module in model.modules()]
-    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda" and p.device.index is not None})
+    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     model.eval()
     try:
         with torch.random.fork_rng(devices=devices):
