@@ -1,0 +1,68 @@
+"""Golden prompts say the same again, and where a difference begins."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from files.families import adapted, family_model
+from lofi.adapters.merge import merge_in_memory
+from lofi.adapters.registry import adapter_tensors
+from lofi.adapters.switch import adapters_off
+from lofi.files.golden import make_golden, replay
+
+
+def recorded(model, *args, **more) -> dict:
+    return json.loads(json.dumps(make_golden(model, *args, **more)))
+
+
+@pytest.mark.parametrize("family", ["llama", "t5", "bert", "bert_tags", "gpt2"])
+def test_the_same_model_says_the_same(family):
+    model = adapted(family)
+    golden = recorded(model)
+    assert replay(model, golden) == []
+    assert replay(merge_in_memory(model), golden) == []
+    with adapters_off(model):
+        assert {d.level for d in replay(model, golden)} == {"logits"}
+
+
+def test_a_slightly_other_adapter_is_noticed_at_the_logits():
+    model = adapted("llama")
+    golden = recorded(model)
+    for key, tensor in adapter_tensors(model).items():
+        if key.endswith("lora_B"):
+            tensor.data.mul_(1.01)
+    difference = replay(model, golden)[0]
+    assert difference.level == "logits" and "tolerance" in str(difference)
+
+
+def test_bfloat16_is_given_room_but_not_for_another_adapter():
+    model = adapted("llama").to(torch.bfloat16)
+    golden = recorded(model, [[5, 6, 7]])
+    assert replay(model, golden) == [] and golden["tolerance"] > 0.01
+
+
+def test_the_output_is_greedy_and_stops_at_a_stop_id():
+    model = family_model("llama")
+    golden = recorded(model, [[5, 9, 20]], max_new_tokens=6)
+    output = golden["prompts"][0]["output"]
+    theirs = model.generate(torch.tensor([[5, 9, 20]]), max_new_tokens=6, do_sample=False, eos_token_id=None)
+    assert output == theirs[0, 3:].tolist() and not golden["prompts"][0]["stopped"]
+    stop = output[3]
+    stopped = recorded(model, [[5, 9, 20]], max_new_tokens=6, stop_ids=[stop])
+    assert stopped["prompts"][0]["output"] == output[: output.index(stop) + 1] and stopped["prompts"][0]["stopped"]
+    assert [d.level for d in replay(model, {**stopped, "stop_ids": []})] == ["stop"]
+
+
+def test_a_tokenizer_that_splits_otherwise_is_noticed_first():
+    model = family_model("llama")
+    golden = recorded(model, [[5, 9]], texts=["ab"])
+
+    def tokenizer(ids):
+        return lambda text, add_special_tokens: {"input_ids": ids}
+
+    assert replay(model, golden, tokenizer=tokenizer([5, 9])) == []
+    difference = replay(model, golden, tokenizer=tokenizer([5, 8, 9]))[0]
+    assert difference.level == "ids" and "3 tokens, recorded are 2, first other at 1" in difference.detail
