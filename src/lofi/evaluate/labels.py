@@ -43,11 +43,12 @@ def right_rows(predictions: Labels, golds: Labels) -> Array:
     return np.array([float(_as_set(a) == _as_set(b)) for a, b in zip(predictions, golds, strict=True)])
 
 
-def label_counts(predictions: Labels, golds: Labels) -> Array:
-    """Per row and label: right, predicted, wanted. (N, 3 x labels), the labels in order of first appearance."""
+def label_counts(predictions: Labels, golds: Labels, known: Sequence[Hashable] = ()) -> Array:
+    """Per row and label: right, predicted, wanted. (N, 3 x labels), the `known` first, others as they appear."""
     _check(predictions, golds)
     said, wanted = [_as_set(label) for label in predictions], [_as_set(label) for label in golds]
-    column = {label: i for i, label in enumerate(dict.fromkeys(label for row in (*wanted, *said) for label in row))}
+    occurring = dict.fromkeys(label for row in (known, *wanted, *said) for label in row)
+    column = {label: i for i, label in enumerate(occurring)}
     counts = np.zeros((len(said), 3, len(column)))
     for row, ours, theirs in zip(counts, said, wanted, strict=True):
         for kind, labels in enumerate((ours & theirs, ours, theirs)):
