@@ -19,6 +19,7 @@ from lofi.train.trainer import LofiTrainer
 from lofi.train.verdict import judge
 
 GOLDEN_PROMPTS = 4
+GOLDEN_LENGTH = 256  # tokens; longer prompts make replaying slow and prove nothing more
 
 
 def finish(recipe: Recipe, job: Job, folder: RunFolder, trainer: LofiTrainer, *, seconds: float) -> dict[str, Any]:
@@ -90,17 +91,21 @@ def save_trained_adapter(job: Job, folder: RunFolder, metrics: dict[str, Any]) -
 
 
 def _golden(job: Job) -> Any:
+    """A few prompts of the validation rows (else the training rows) with what the model says to them."""
     from lofi.files.golden import make_golden
 
     source = job.judged if job.judged is not None else job.prepared
-    prompts = [prompt for prompt in map(_prompt, source.examples) if prompt]
-    return make_golden(job.model, job.tokenizer, prompts[:GOLDEN_PROMPTS])
+    prompts = [prompt for example in source.examples[:64] if 0 < len(prompt := _prompt(example)) <= GOLDEN_LENGTH]
+    rule = job.prepared.text_format
+    return make_golden(job.model, prompts[:GOLDEN_PROMPTS] or None, stop_ids=rule.stop_ids if rule is not None else ())
 
 
 def _prompt(example: Any) -> list[int]:
-    """What a model is shown of an example: its ids up to the first trained one; all of them where a label is asked."""
+    """What a model is shown of an example: its prompt, the first half of a text, all of a row that gets a label."""
     ids = example.input_ids
-    return ids[: example.prompt_length] if example.task == "CAUSAL_LM" and example.prompt_length > 1 else ids
+    if example.task != "CAUSAL_LM":
+        return ids
+    return ids[: example.prompt_length] if example.prompt_length > 1 else ids[: max(1, len(ids) // 2)][:GOLDEN_LENGTH]
 
 
 def save_trained_model(recipe: Recipe, job: Job, folder: RunFolder, metrics: dict[str, Any]) -> Any:

@@ -6,6 +6,7 @@ new), the adapter before the choices (memory). Everything that can be refused is
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class Job:
 
     def row_names(self, indices: list[int]) -> list[str]:
         """What the rows of some micro-batches are called: "train.jsonl:17"."""
-        return [self.rows.train.where(row) for index in indices for row in self.batches.rows(index)]
+        return [self.prepared.where(example) for index in indices for example in self.batches.members(index)]
 
 
 def read_rows(recipe: Recipe) -> Rows:
@@ -103,11 +104,12 @@ def build(recipe: Recipe, rows: Rows, stored: Chosen | None) -> Job:
     tokenizer = load_tokenizer(recipe.model)
     config = _config(recipe.model)
     prepared, judged = _prepare(recipe, rows, tokenizer, config)
-    model, report = _model(recipe, rows, prepared, config, device=device, dtype=dtype)
-    chosen = stored or choose(recipe, _facts(rows, model, prepared, recipe, device=device, dtype=dtype))
+    model, report = _model(recipe, rows, prepared, config, device=device, dtype=dtype, padding=pad_id(tokenizer))
+    chosen = stored or choose(recipe, _facts(recipe, rows, model, prepared, device=device, dtype=dtype))
     batches = _group(chosen, prepared, tokenizer)
     validation = _group(chosen, judged, tokenizer) if judged is not None else None
     chosen = stored or count_steps(chosen, recipe, len(batches), judged is not None)
+    prepared.report.note_batches(packed=batches.packed, padding=batches.waste)
     return Job(rows, tokenizer, model, prepared, judged, batches, validation, chosen, report)
 
 
@@ -149,7 +151,9 @@ def model_task(task: str, config: Any) -> str:
     return MODEL_TASK[task]
 
 
-def _model(recipe: Recipe, rows: Rows, prepared: Any, config: Any, *, device: str, dtype: Any) -> tuple[Any, Any]:
+def _model(
+    recipe: Recipe, rows: Rows, prepared: Any, config: Any, *, device: str, dtype: Any, padding: int
+) -> tuple[Any, Any]:
     """The model with its adapter (and what that matched), or ready to train in full in float32."""
     import torch
 
@@ -163,6 +167,8 @@ def _model(recipe: Recipe, rows: Rows, prepared: Any, config: Any, *, device: st
         recipe.model, recipe.quantization, dtype=held, device=device,
         task=model_task(rows.task, config), labels=prepared.labels,
     )  # fmt: skip
+    if getattr(model.config, "pad_token_id", None) is None:
+        model.config.pad_token_id = padding  # classifiers over a decoder find a row's last token by it
     if prepared.multi_label:
         model.config.problem_type = "multi_label_classification"
     report = add_adapter(model, recipe.lora.to_config()) if recipe.method == "lora" else None
@@ -173,10 +179,10 @@ def _model(recipe: Recipe, rows: Rows, prepared: Any, config: Any, *, device: st
     return model, report
 
 
-def _facts(rows: Rows, model: Any, prepared: Any, recipe: Recipe, *, device: str, dtype: Any) -> Facts:
+def _facts(recipe: Recipe, rows: Rows, model: Any, prepared: Any, *, device: str, dtype: Any) -> Facts:
     import torch
 
-    packs, why = _packs(rows, model)
+    packs, why = _packs(recipe, rows, model)
     return Facts(
         device=device,
         dtype=dtype,
@@ -189,10 +195,42 @@ def _facts(rows: Rows, model: Any, prepared: Any, recipe: Recipe, *, device: str
     )
 
 
-def _packs(rows: Rows, model: Any) -> tuple[bool, str]:
+def _packs(recipe: Recipe, rows: Rows, model: Any) -> tuple[bool, str]:
     from lofi.models.packing import packing_verdict
 
+    if recipe.train.micro_batch_size is not None:
+        return False, "micro_batch_size counts rows, so each row holds one example"
     if rows.task not in ("sft", "text"):
         return False, "a label belongs to a row of its own"
     verdict = packing_verdict(model)
     return verdict.ok, verdict.reason
+
+
+def pad_id(tokenizer: Any) -> int:
+    """The id that fills rows; any will do, since padding is masked and never trained."""
+    for name in ("pad_token_id", "eos_token_id"):
+        if getattr(tokenizer, name, None) is not None:
+            return int(getattr(tokenizer, name))
+    return 0
+
+
+def _group(chosen: Chosen, prepared: Any, tokenizer: Any) -> Any:
+    """The micro-batches of the examples, as chosen: by tokens, or `micro_rows` rows at a time."""
+    from lofi.data.batches import MicroBatches, group
+
+    seed, pad = stream(chosen.seed, "data"), pad_id(tokenizer)
+    if chosen.micro_rows is None:
+        return group(prepared.examples, micro_tokens=chosen.micro_tokens, pack=chosen.packing, pad_id=pad, seed=seed)
+    groups = rows_at_a_time([example.size for example in prepared.examples], chosen.micro_rows, seed)
+    trained = [sum(prepared.examples[i].n_trained for i in one) for one in groups]
+    batches = MicroBatches(prepared.examples, [[[i] for i in one] for one in groups], pad, False, 0.0, trained)
+    batches.waste = 1 - sum(example.size for example in prepared.examples) / sum(batches.sizes())
+    return batches
+
+
+def rows_at_a_time(lengths: list[int], count: int, seed: int) -> list[list[int]]:
+    """Rows of similar length, `count` together: shuffled, then sorted by length (equal lengths stay shuffled)."""
+    order = list(range(len(lengths)))
+    random.Random(seed).shuffle(order)
+    order.sort(key=lambda i: lengths[i])
+    return [order[start : start + count] for start in range(0, len(order), count)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -62,28 +63,30 @@ def make_trainer(recipe: Recipe, job: Job, folder: RunFolder, *, fresh: bool) ->
     if job.validation_batches is not None:
         trainer.add_callback(SaveJudged())
     if recipe.train.early_stopping is not None:
-        trainer.add_callback(_early(recipe, job))
+        trainer.add_callback(EarlyStop(recipe.train.early_stopping))
     if recipe.train.report_to == "tensorboard":
         trainer.add_callback(_tensorboard(folder))
     return trainer
 
 
-def _early(recipe: Recipe, job: Job) -> EarlyStop:
-    if job.validation_batches is None:
-        raise RecipeError("train.early_stopping needs a validation set; give data.validation or leave it out")
-    assert recipe.train.early_stopping is not None
-    return EarlyStop(recipe.train.early_stopping)
+def refuse_early(recipe: Recipe) -> None:
+    """Refuse, before anything is read, what the recipe asks of this run in vain.
+
+    Raises  RecipeError: early stopping without validation rows; TensorBoard where it is not installed
+    """
+    if recipe.train.early_stopping is not None and recipe.data.validation is None:
+        raise RecipeError("train.early_stopping needs validation rows; give data.validation or leave it out")
+    if recipe.train.report_to == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
+        raise RecipeError(
+            "train.report_to is tensorboard, which is not installed; pip install 'lofi[tensorboard]', or leave it out"
+        )
 
 
 def _tensorboard(folder: RunFolder) -> Any:
+    """Events beside the journal; what an interrupted run wrote after its last checkpoint is purged."""
+    from torch.utils.tensorboard import SummaryWriter
     from transformers.integrations import TensorBoardCallback
 
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise RecipeError(
-            "train.report_to is tensorboard, which is not installed; pip install 'lofi[tensorboard]', or leave it out"
-        ) from None
     last = checkpoints.last_checkpoint(folder.checkpoints)
     purge = checkpoints.step_of(last) + 1 if last is not None else None
     return TensorBoardCallback(SummaryWriter(str(folder.path / "tensorboard"), purge_step=purge))

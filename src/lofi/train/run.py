@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lofi.errors import LofiError
 from lofi.recipe import Recipe
 from lofi.train.folder import RunFolder, Start, begin, open_folder, refuse_other_inputs
 from lofi.train.job import Job, build, read_rows
@@ -69,8 +68,9 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Tra
 
 def _run(recipe: Recipe, folder: RunFolder, start: Start, say: Say, said: list[str], *, progress: bool) -> TrainResult:
     from lofi.train.finish import finish
-    from lofi.train.loop import run_trainer
+    from lofi.train.loop import refuse_early, run_trainer
 
+    refuse_early(recipe)
     rows = read_rows(recipe)
     stored = Chosen.from_dict(start.record["choices"]) if start.record and start.checkpoint else None
     job = build(recipe, rows, stored)
