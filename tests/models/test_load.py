@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lofi.errors import ModelError, RecipeError
-from lofi.models.load import load_model, load_tokenizer
+from lofi.models.facts import head_names
+from lofi.models.load import load_model, load_tokenizer, mark_multi_label
 
 pytestmark = pytest.mark.filterwarnings("error::UserWarning")
 
@@ -236,10 +237,32 @@ def test_labels_that_cannot_be_are_refused(saved):
         load_model(bert, task="SEQ_CLS", num_labels=0)
 
 
+def test_a_text_may_carry_several_labels_once_the_model_is_told(saved, tiny):
+    model = load_model(saved("bert")[0], task="SEQ_CLS", labels=["a", "b", "c"], device="cpu")
+    mark_multi_label(model)
+    ids, targets = torch.tensor([[5, 6, 7], [8, 9, 3]]), torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
+    with torch.no_grad():
+        found = model(input_ids=ids, labels=targets)
+    expected = torch.nn.functional.binary_cross_entropy(found.logits.sigmoid(), targets)
+    torch.testing.assert_close(found.loss, expected)
+    with pytest.raises(ModelError, match="LlamaForCausalLM cannot take several labels"):
+        mark_multi_label(tiny.model("llama"))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "t5", "bart", "qwen2", "mixtral"])
+def test_every_family_can_be_loaded_as_a_classifier_with_only_its_head_new(saved, family):
+    folder = saved(family)[0]
+    loaded = load_model(folder, task="SEQ_CLS", num_labels=3, device="cpu")
+    assert loaded.lofi_new_tensors
+    assert all(name.partition(".")[0] in head_names(loaded) for name in loaded.lofi_new_tensors)
+
+
 def test_what_this_version_cannot_do_is_said(saved):
     folder = saved("llama")[0]
     with pytest.raises(ModelError, match="quantization 'nf4' was asked for, but this version loads dense weights"):
         load_model(folder, quantization="nf4")
+    with pytest.raises(ModelError, match="a folder, which has no revision 'v2'"):
+        load_model(folder, revision="v2")
     with pytest.raises(ModelError, match="device 'gpu' is not known"):
         load_model(folder, device="gpu")
     with pytest.raises(ModelError, match="both device 'cpu' and device_map were given"):

@@ -214,3 +214,23 @@ def test_the_logits_of_all_tokens_never_exist_at_once():
 def test_small_vocabularies_take_one_chunk_and_big_ones_a_few_tokens(vocabulary, tokens):
     assert chunk_length(vocabulary) == tokens
     assert chunk_length(vocabulary, on_cpu=False) >= 4 * tokens
+    assert chunk_length(vocabulary, trained=True) == max(tokens, 256)
+
+
+def test_under_autocast_and_in_a_wrapper_the_gradients_are_the_models_own(tiny):
+    class Wrapper(nn.Module):  # what DDP looks like from here
+        def __init__(self, module):
+            super().__init__()
+            self.module = module
+
+        def forward(self, **inputs):
+            return self.module(**inputs)
+
+    model = tiny.model("gemma2")
+    inputs = batch(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        theirs = gradients(model, own_sum(model, inputs))
+        loss_of = LanguageModelLoss(model, chunk_tokens=6)
+        ours = gradients(model, loss_of(Wrapper(model), inputs).loss_sum)
+    assert loss_of.mode == "chunked" and {g.dtype for g in ours.values()} == {torch.float32}
+    assert_same(ours, theirs, rtol=2e-2)

@@ -22,10 +22,13 @@ _CPU_CHUNK = 16 * 2**20, 128  # bytes of float32 logits (they stay in the cache)
 _GPU_CHUNK = 128 * 2**20, 512  # bigger products, fewer launches
 
 
-def chunk_length(vocabulary: int, on_cpu: bool = True) -> int:
-    """How many tokens share one chunk: on a CPU 8192 at a vocabulary of 512, 512 at 8k, 128 from 32k on."""
+def chunk_length(vocabulary: int, *, on_cpu: bool = True, trained: bool = False) -> int:
+    """How many tokens share one chunk: on a CPU 8192 at a vocabulary of 512, 512 at 8k, 128 from 32k on.
+
+    At least twice as many where the head is trained: each chunk then adds to a gradient as large as the head.
+    """
     most_bytes, fewest = _CPU_CHUNK if on_cpu else _GPU_CHUNK
-    return max(fewest, most_bytes // (4 * vocabulary))
+    return max(2 * fewest if trained else fewest, most_bytes // (4 * vocabulary))
 
 
 def chunked_cross_entropy(

@@ -19,7 +19,7 @@ from torch import nn
 
 from lofi.errors import ModelError
 from lofi.models.dtypes import parse_dtype, resolve_device
-from lofi.models.facts import TASKS, backbone, check_task, class_task
+from lofi.models.facts import TASKS, backbone, check_task, class_task, task_of
 from lofi.models.folder import check_weights, local_folder, read_config
 
 _HEADS = {
@@ -85,12 +85,19 @@ def load_model(
 
 def load_tokenizer(path: str | Path, revision: str | None = None) -> Any:
     """Load the tokenizer of a model folder or hub id; ModelError if it has none."""
-    folder = local_folder(path)
+    where = _Source.of(path, revision)
+    folder = where.folder
     if folder is not None and not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         names = ", ".join(_TOKENIZER_FILES)
         raise ModelError(f"{folder} has no tokenizer (none of {names}); copy it from the base model")
-    where = _Source(str(folder or path), folder, revision)
     return where.call("AutoTokenizer", "tokenizer")
+
+
+def mark_multi_label(model: Any) -> None:
+    """Let a sequence classifier answer for each label alone (targets float (N, labels)); this changes its config."""
+    if task_of(model) != "SEQ_CLS":
+        raise ModelError(f"a {type(model).__name__} cannot take several labels a text; load it with task=SEQ_CLS")
+    model.config.problem_type = "multi_label_classification"
 
 
 class _Source:
@@ -101,7 +108,10 @@ class _Source:
 
     @classmethod
     def of(cls, path: str | Path, revision: str | None) -> _Source:
+        """Look at what `path` is; ModelError if it is nothing, or a folder with a revision."""
         folder = local_folder(path)
+        if folder is not None and revision is not None:
+            raise ModelError(f"{folder} is a folder, which has no revision '{revision}'; leave it out or give a hub id")
         return cls(str(folder or path), folder, revision)
 
     def config(self) -> Any:

@@ -115,7 +115,7 @@ class LanguageModelLoss:
             targets[chosen],
             lambda h: self.transform(head(h)),
             head.parameters(),
-            self.chunk_tokens or chunk_length(self._vocabulary(head), hidden.device.type == "cpu"),
+            self.chunk_tokens or self._chunk(head, hidden),
         )
         return LossSum(total + self._auxiliary(outputs) * len(chosen), len(chosen))
 
@@ -125,8 +125,10 @@ class LanguageModelLoss:
             return 0.0
         return value * float(getattr(self.inner.config, "router_aux_loss_coef", 0.0))
 
-    def _vocabulary(self, head: nn.Module) -> int:
-        return int(getattr(head, "out_features", 0) or getattr(self.inner.config, "vocab_size", 0) or 32768)
+    def _chunk(self, head: nn.Module, hidden: Tensor) -> int:
+        vocabulary = getattr(head, "out_features", 0) or getattr(self.inner.config, "vocab_size", 0) or 32768
+        trained = any(p.requires_grad for p in head.parameters())
+        return chunk_length(int(vocabulary), on_cpu=hidden.device.type == "cpu", trained=trained)
 
     def _targets(self, labels: Tensor) -> Tensor:
         """What each position predicts: its own label (decoder of a pair) or the next one (N, T) -> (N, T)."""
