@@ -85,7 +85,7 @@ def _task_and_kind(records: Records, task: str | None) -> tuple[str, str]:
         )
     if task is not None and task not in known:
         raise DataError(f"task {task!r} is none of {', '.join(known)}{nearest(task, known)}")
-    kind = "text" if task == "text" and "text" in records.rows[0] else records.kind
+    kind = "text" if task in ("text", "CAUSAL_LM") and "text" in records.rows[0] else records.kind
     wanted = TASK_OF.get(task or kind, task or "")
     fits = TASK_OF[kind] == wanted or (kind == "sft" and wanted == "SEQ_2_SEQ_LM")
     if not fits or (task in TASK_OF and task != kind and {task, kind} != {"sft", "messages"}):
