@@ -10,7 +10,16 @@ def letters(*, metaspace: bool, template: str | None = None, frame: bool = False
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    signs = ["<unk>", "<s>", "</s>", "[CLS]", "[SEP]", "\n", "▁", *"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789:.,!?#[]/"]
+    signs = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        "[CLS]",
+        "[SEP]",
+        "\n",
+        "▁",
+        *"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789:.,!?#[]/",
+    ]
     vocab = {sign: place for place, sign in enumerate(signs)}
     tokenizer = Tokenizer(models.BPE(vocab, [], unk_token="<unk>"))
     if metaspace:

@@ -32,9 +32,7 @@ THINKING_TEMPLATE = (  # writes a thought into the last answer only, as Qwen3 do
     "{% for m in messages %}#{{ m.role }}:{% if loop.last and m.role == 'assistant' %}T{% endif %}"
     "{{ m.content }}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}#assistant:{% endif %}"
 )
-REWRITING_TEMPLATE = (
-    "{{ messages | length }}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
-)
+REWRITING_TEMPLATE = "{{ messages | length }}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
 
 
 def trained_text(encoded, tokenizer):
@@ -142,7 +140,10 @@ def test_a_template_that_rewrites_earlier_turns_makes_an_example_a_turn():
     assert len(drafts) == 2
     encoded = rule.encode_many(drafts)
     shown = ["".join(tokenizer.convert_ids_to_tokens(one.input_ids)) for one in encoded]
-    assert shown == ["#user:one</s>#assistant:Ttwo</s>", "#user:one</s>#assistant:two</s>#user:three</s>#assistant:Tfour</s>"]
+    assert shown == [
+        "#user:one</s>#assistant:Ttwo</s>",
+        "#user:one</s>#assistant:two</s>#user:three</s>#assistant:Tfour</s>",
+    ]
     assert encoded[1].input_ids[: encoded[1].context] == rule.encode_prompt(TALK[1:4])
     with pytest.raises(DataError, match="one example a turn"):
         rule.encode_pair({"messages": TALK[1:]})
@@ -196,7 +197,9 @@ def test_the_stored_template_wins_over_the_tokenizers(chat_tokenizer):
     stored = TextFormat.for_tokenizer(chat_tokenizer).to_dict()
     changed = copy.deepcopy(chat_tokenizer)
     changed.chat_template = "{{ messages[0].content }}"
-    assert TextFormat.from_dict(stored, changed).encode_pair(PAIR) == TextFormat.for_tokenizer(chat_tokenizer).encode_pair(PAIR)
+    assert TextFormat.from_dict(stored, changed).encode_pair(PAIR) == TextFormat.for_tokenizer(
+        chat_tokenizer
+    ).encode_pair(PAIR)
 
 
 def test_another_tokenizer_or_half_a_rule_is_refused(chat_tokenizer):

@@ -127,8 +127,6 @@ def _note_splits(job: Job, examples: list[Example]) -> None:
 
 def prepare_seq2seq(job: Job) -> tuple[list[Example], None]:
     """prompt + completion for an encoder-decoder: the prompt is read, the completion and its EOS are the labels."""
-    if job.kind != "sft":
-        raise DataError(f"{job.records.source} holds {job.kind} rows; an encoder-decoder trains prompt + completion")
     examples: list[Example] = []
     for chunk in job.chunks():
         sources = job.format.encode_many([job.format.prompt_pieces(row["prompt"]) for _, row in chunk])
