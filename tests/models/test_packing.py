@@ -41,8 +41,9 @@ def test_a_leak_far_below_bfloat16_rounding_is_caught(tiny):
     assert not verdict.ok and "see each other" in verdict.reason
 
 
-def test_positions_that_do_not_start_again_are_caught(tiny):
-    model = tiny.model("gpt2")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_positions_that_do_not_start_again_are_caught(tiny, dtype):
+    model = tiny.model("gpt2").to(dtype)
     model.register_forward_pre_hook(
         lambda _m, _a, kw: ((), {**kw, "position_ids": kw["position_ids"] + (kw["position_ids"].shape[1] > 13)}),
         with_kwargs=True,

@@ -18,7 +18,7 @@ from lofi.models.probe import random_ids, undisturbed
 
 _FIRST, _SECOND = 11, 13  # tokens of the two probe sequences
 _NO_LEAK = 1e-6  # masked attention weights are exact zeros: a neighbour moves nothing at all, in any dtype
-_ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+_ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1e-1}
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ def packing_verdict(model: nn.Module) -> Verdict:
 
     Two questions on random ids: (1) another first sequence must leave the second's logits as they are (1e-6 in any
     dtype; with routed experts a tenth of the limit below); (2) packed logits must equal separate ones (rms, relative to
-    the logits' spread; limit 1e-4 in float32, 5e-2 in bfloat16). The model and the random state are left as they were.
+    the logits' spread; limit 1e-4 in float32, 1e-1 in bfloat16: 48 random layers of rounding reach 5e-2, a wrong
+    position 6e-1). The model and the random state are left as they were.
     """
     if getattr(model.config, "is_encoder_decoder", False):
         return Verdict(False, "encoder-decoder models take one sequence a row, so batches are padded")
