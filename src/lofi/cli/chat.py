@@ -98,12 +98,12 @@ class Talk:
 
     def turn(self, text: str, note: Any) -> str:
         """Answer one turn, streaming it to stdout; without room, the oldest turns are forgotten with a word."""
-        from lofi.adapters.switch import using
+        from lofi.adapters.switch import adapters_off, using
         from lofi.cli.streaming import stream
 
         self.messages.append({"role": "user", "content": text})
         ids = self._ids(note)
-        with using(self.opened.model, self.who):
+        with using(self.opened.model, self.who) if self.who else adapters_off(self.opened.model):
             answer = stream(self.opened, self.opened.format_of(self.who), ids, self.room, self.sampling)
         self.messages.append({"role": "assistant", "content": answer})
         who = self.who or "base"

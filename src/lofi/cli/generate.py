@@ -87,11 +87,11 @@ def answer_of(opened: Any, who: str | None, prompt: Any, room: int, sampling: An
     """{"who", "text", "tokens", "stopped"} of one speaker."""
     import torch
 
-    from lofi.adapters.switch import using
+    from lofi.adapters.switch import adapters_off, using
     from lofi.evaluate.generation import generate as write
 
     torch.manual_seed(seed)  # the model's own generation config draws from torch's stream
-    with using(opened.model, who):
+    with using(opened.model, who) if who else adapters_off(opened.model):
         (said,) = write(
             opened.model,
             opened.tokenizer,

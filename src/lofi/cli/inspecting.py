@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,13 @@ def adapter(path: Path, *, whole: bool) -> Found:
         "text_format": folder.record.get("text_format"),
         "labels": folder.record.get("labels"),
         "figures": folder.record.get("figures"),
-        "golden": len(folder.record.get("golden") or ()),
+        "golden_prompts": _golden(folder.record),
         "modules": [update.to_dict() for update in updates],
         "other_tensors": others,
         "notes": list(folder.notes),
     }
     lines = [_spectrum_line(update) for update in updates] if whole else _by_kind(updates)
-    heads = ("module", "shape", "rank", "multiplier", "norm of the update", "largest value", "directions for 90 %")
+    heads = ("module", "shape", "rank", "multiplier", "norm", "largest value", "directions for 90 %")
     shown = [_facts(str(path), facts), _table("updates", heads, lines)]
     return found, shown + ([f"trained besides: {', '.join(others[:LABELS_SHOWN])}"] if others else [])
 
@@ -50,7 +51,7 @@ def data(path: str, model: str, *, rows: int, split: str, task: str | None, max_
     tokenizer = load_tokenizer(model)
     prepared = prepare(records, tokenizer, task=task or _task_for(records.kind, model), max_length=max_length)
     found = {"report": prepared.report.to_dict(), "labels": prepared.labels}
-    return found, ["\n".join(prepared.report.lines()), *show(prepared, tokenizer, rows=rows)]
+    return found, [show(prepared, tokenizer, rows=rows)]
 
 
 def model(path: str) -> Found:
@@ -119,15 +120,27 @@ def _origin(folder: Any) -> dict[str, str]:
         "base": str(base.get("path") or folder.peft.get("base_model_name_or_path") or "not stated"),
         "task": config.task_type or "not stated",
         "rank": f"{config.r}, alpha {config.lora_alpha:g}, multiplier {multiplier}",
-        "targets": _words(config.target_modules) if config.target_modules else _words(config.target_parameters),
+        "targets": _targets(config.target_modules or config.target_parameters),
         "text format": str((record.get("text_format") or {}).get("kind", "not stated")),
-        "golden prompts": str(len(record.get("golden") or ())),
+        "golden prompts": str(_golden(record)),
     }
     if record.get("labels"):
         facts["labels"] = _words(record["labels"])
     if record.get("figures"):
         facts["figures"] = ", ".join(f"{key} {value}" for key, value in record["figures"].items())
     return facts
+
+
+def _golden(record: dict[str, Any]) -> int:
+    return len((record.get("golden") or {}).get("prompts", ()))
+
+
+def _targets(names: Any) -> str:
+    """The patterns; full paths by their last names, with counts."""
+    if isinstance(names, str) or not any("." in name for name in names):
+        return _words(names)
+    counts = Counter(name.rpartition(".")[2] for name in names)
+    return ", ".join(f"{count} x {name}" if count > 1 else name for name, count in sorted(counts.items()))
 
 
 def _words(value: Any) -> str:
@@ -190,7 +203,7 @@ def _table(title: str, heads: Sequence[str], lines: Sequence[Sequence[str]]) -> 
 
     table = Table(title=title, title_justify="left")
     for place, head in enumerate(heads):
-        table.add_column(head, justify="left" if place < 2 else "right")
+        table.add_column(head, justify="left" if place < 2 else "right", no_wrap=place == 0)
     for line in lines:
         table.add_row(*line)
     return table

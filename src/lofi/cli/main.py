@@ -85,6 +85,7 @@ def run() -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         _forget_stdout()
+        code = code or 1
     sys.exit(code)
 
 
@@ -93,9 +94,9 @@ def main(arguments: Sequence[str]) -> int:
     try:
         code = typer.main.get_command(app)(list(arguments), prog_name="lofi", standalone_mode=False)
         return _stopped(arguments) if code == INTERRUPTED else int(code or 0)
-    except BrokenPipeError:
+    except BrokenPipeError:  # `lofi ... | head`: nobody listens, and not everything was said
         _forget_stdout()
-        return 0
+        return 1
     except (KeyboardInterrupt, typer.Abort):
         return _stopped(arguments)
     except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,11 +46,27 @@ def train(
     flagged |= {f"train.{key}": value for key, value in (("dtype", dtype), ("seed", seed)) if value is not None}
     recipe = recipe_from(words or [], flagged, data)
     with speaking(as_json) as out:
+        from lofi.report.run import report_run
         from lofi.train.run import train as run_training
 
         result = run_training(recipe, resume=resume)
-        out.show(*result.lines)
-        out.answer(answer_of(result))
+        page = report_run(recipe, result)
+        out.answer(result.to_dict() | {"report": str(page)})
+        out.show(*closing_lines(recipe, result, page))
+
+
+def closing_lines(recipe: Any, result: Any, page: Path) -> list[str]:
+    """Where everything is, and what to do next."""
+    if result.adapter is None:
+        return [f"model:   {result.model}", f"report:  {page}"]
+    asked = f"--model {recipe.model} --adapter {result.output}"
+    data = recipe.data.test or recipe.data.validation or "DATA"
+    return [
+        f"adapter: {result.adapter}",
+        f"report:  {page}",
+        f"next:    lofi evaluate {asked} --data {data}",
+        f"         lofi merge {asked} --output {result.output}/merged",
+    ]
 
 
 def recipe_from(words: list[str], flagged: dict[str, Any], data: str | None) -> Any:
@@ -94,16 +111,4 @@ def splits_of(data: str) -> dict[str, str]:
 
 
 def _yaml(value: Any) -> str:
-    import json
-
     return json.dumps(value)  # JSON is YAML
-
-
-def answer_of(result: Any) -> dict[str, Any]:
-    """The JSON object for a finished run."""
-    return {
-        "output": str(result.output),
-        "adapter": str(result.adapter) if result.adapter else None,
-        "metrics": result.metrics,
-        "results": getattr(result, "results", []),
-    }

@@ -35,7 +35,7 @@ def verify(
         from lofi.adapters.switch import using
         from lofi.files.adapter_folder import load_adapter, read_folder
         from lofi.files.golden import replay
-        from lofi.models.load import load_model
+        from lofi.models.load import load_model, load_tokenizer
 
         read = read_folder(folder)
         golden = read.record.get("golden")
@@ -44,8 +44,10 @@ def verify(
         torch.manual_seed(0)
         labels = [str(label) for label in read.record.get("labels") or ()] or None
         task = read.config.task_type
+        base = model or base_of(folder, read.record)
+        tokenizer = load_tokenizer(base) if any("text" in prompt for prompt in golden["prompts"]) else None
         opened = load_model(
-            model or base_of(folder, read.record),
+            base,
             quantization=quantization,
             dtype=dtype,
             device=device,
@@ -54,10 +56,10 @@ def verify(
         )
         load_adapter(opened, folder, "verified")
         with using(opened, "verified"):
-            differences = replay(opened, golden)
+            differences = [str(difference) for difference in replay(opened, golden, tokenizer=tokenizer)]
         if differences:
             raise ProofError(f"{folder} does not say what it said when it was saved: {'; '.join(differences[:5])}")
-        prompts = len(golden["prompts"]) if isinstance(golden, dict) and "prompts" in golden else len(golden)
+        prompts = len(golden["prompts"])
         out.answer({"adapter": str(folder), "same": True, "prompts": prompts})
         out.show(f"{folder}: {prompts} golden prompts give the same tokens and logits as when it was saved")
 

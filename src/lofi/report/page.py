@@ -23,6 +23,7 @@ def write_report(
     samples: Sequence[Spans] | None = None,
     proofs: Sequence[str] = (),
     tables: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    log: Sequence[str] = (),
 ) -> Path:
     """Write `folder`/report.html from the run folder and what is passed in, and return its path.
 
@@ -32,6 +33,7 @@ def write_report(
     notes    sentences under the title; proofs  sentences in a list of their own
     samples  rows of data as spans (text, kind) with kind trained, context, pad or cut
     tables   further tables by heading, each a list of rows with the same keys (a demo's questions and answers)
+    log      lines that the run said, folded away at the end
     The page is one file: no script, nothing from outside, light or dark as the reader's system says; written atomically
     Raises   LofiError when the disk is full
     """
@@ -40,19 +42,20 @@ def write_report(
         title=title,
         notes=list(notes),
         proofs=list(proofs),
+        log=list(log),
         curve=loss_curve(_json_lines(folder / "metrics.jsonl")),
         figures=figure_table(figures),
         tables={name: list(rows) for name, rows in (tables or {}).items() if rows},
         samples=[list(spans) for spans in samples or ()],
         settings=settings_of(folder / "recipe.yaml"),
-        chosen=_flat(_json(folder / "chosen.json")),
+        chosen=choices_of(_json(folder / "chosen.json")),
     )
     write_text(folder / "report.html", page)
     return folder / "report.html"
 
 
 def figure_table(rows: Sequence[Row]) -> dict[str, Any]:
-    """{"who": column heads, "lines": [(metric, n, [cell or ""])]} in the order of first appearance."""
+    """{"who": column heads, "lines": [(metric, n, [cell or ""])], "intervals": any?}, in order of appearance."""
     heads = list(dict.fromkeys(str(row["who"]) for row in rows))
     by_metric: dict[str, dict[str, Row]] = {}
     for row in rows:
@@ -62,7 +65,8 @@ def figure_table(rows: Sequence[Row]) -> dict[str, Any]:
         counts = sorted({row["n"] for row in cells.values() if row.get("n") is not None})
         shown = [figure(cells[who]) if who in cells else "" for who in heads]
         lines.append((metric, ", ".join(map(str, counts)), shown))
-    return {"who": heads, "lines": lines}
+    intervals = any(row.get("low") is not None for row in rows)
+    return {"who": heads, "lines": lines, "intervals": intervals}
 
 
 def figure(row: Row) -> str:
@@ -92,10 +96,13 @@ def _number(value: Any) -> str:
     return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4f}"
 
 
-def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
-    if not isinstance(value, dict):
-        return [(prefix.rstrip("."), str(value))] if prefix else []
-    return [pair for key, inner in value.items() for pair in _flat(inner, f"{prefix}{key}.")]
+def choices_of(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(what, choice, reason) of chosen.json's "choices", whose "why" holds the reasons."""
+    choices = dict(record.get("choices", {}))
+    why = choices.pop("why", {})
+    return [
+        (key.replace("_", " "), str(value), why.get(key, "")) for key, value in choices.items() if value is not None
+    ]
 
 
 def _json(path: Path) -> Any:
