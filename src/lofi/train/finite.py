@@ -72,7 +72,7 @@ def stop(what: str, *, step: int, rows: list[str], folder: str | Path, inputs: d
     )
 
 
-def _few(rows: list[str], most: int = 6) -> str:
+def _few(rows: list[str], most: int = 3) -> str:
     more = f" and {len(rows) - most} more" if len(rows) > most else ""
     return ", ".join(rows[:most]) + more
 

@@ -27,7 +27,9 @@ def judge(rows: Sequence[dict[str, Any]]) -> Verdict:
 
     Overfitted = after the best step the validation loss rose by more than 1 % while the training loss fell.
     """
-    checks = [(int(r["step"]), float(r["eval_loss"])) for r in rows if "eval_loss" in r]
+    measured = [(int(r["step"]), float(r["eval_loss"])) for r in rows if "eval_loss" in r]
+    base = next((loss for step, loss in measured if step == 0), None)
+    checks = [check for check in measured if check[0] > 0]
     losses = [(int(r["step"]), float(r["loss"])) for r in rows if "loss" in r]
     if not checks:
         return Verdict(best_step=None, best_loss=None, overfitted=False, words=_unchecked(losses))
@@ -37,10 +39,13 @@ def judge(rows: Sequence[dict[str, Any]]) -> Verdict:
     if last_step > step and last > best * (1 + RISE) and fell:
         words = (
             f"overfitting: after step {step} the validation loss rose from {best:.4f} to {last:.4f} while the training "
-            f"loss fell from {fell[0]:.4f} to {fell[1]:.4f}; the best step is kept, fewer epochs or more rows would help"
+            f"loss fell from {fell[0]:.4f} to {fell[1]:.4f}; the best step is kept, fewer epochs or more rows may help"
         )
         return Verdict(best_step=step, best_loss=best, overfitted=True, words=words)
-    return Verdict(best_step=step, best_loss=best, overfitted=False, words=_words(step, best, last_step, last))
+    words = _words(step, best, last_step, last)
+    if base is not None:
+        words += f"; it was {base:.4f} before" if best < base else f"; it never fell below the untrained model's {base:.4f}"
+    return Verdict(best_step=step, best_loss=best, overfitted=False, words=words)
 
 
 def _words(step: int, best: float, last_step: int, last: float) -> str:

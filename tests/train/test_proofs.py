@@ -1,0 +1,101 @@
+"""The proof of the first steps: what should learn has moved, or the run stops and names it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_training import arguments, language_rows, tiny_llama, tiny_t5, with_lora
+
+from lofi.adapters.registry import adapter_tensors
+from lofi.errors import ProofError
+from lofi.train.proofs import FirstSteps, watched
+from lofi.train.trainer import LofiTrainer
+
+
+def run(model, folder, **changes) -> LofiTrainer:
+    trainer = LofiTrainer(
+        model=model, args=arguments(folder, **({"save_strategy": "no"} | changes)), train_dataset=language_rows()
+    )
+    trainer.train()
+    return trainer
+
+
+def test_every_tensor_of_a_working_adapter_moves_in_two_updates(tmp_path):
+    trainer = run(with_lora(tiny_llama()), tmp_path)
+    assert trainer.proof.lines == ["first steps: all 28 trained tensors moved"]
+
+
+def test_an_embedding_is_judged_too_though_there_a_starts_at_zero_and_b_does_not(tmp_path):
+    model = with_lora(tiny_llama(tie_word_embeddings=False), target_modules=["embed_tokens", "v_proj"])
+    assert run(model, tmp_path).proof.lines == ["first steps: all 6 trained tensors moved"]
+
+
+def test_an_adapter_that_the_forward_never_calls_is_an_error_that_names_it(tmp_path):
+    model = with_lora(tiny_t5(), target_modules=["shared", "q"])  # T5 calls encoder.embed_tokens, never `shared`
+    with pytest.raises(ProofError, match=r"did not move after the first update: shared\S*lora_embedding_A"):
+        run(model, tmp_path)
+
+
+def test_a_factor_a_that_stays_is_found_at_the_second_update(tmp_path):
+    model = with_lora(tiny_llama())
+    stuck = adapter_tensors(model)["model.layers.1.mlp.up_proj.lora_A"]
+    stuck.register_hook(torch.zeros_like)
+    with pytest.raises(ProofError, match=r"after two updates: model\.layers\.1\.mlp\.up_proj\S*lora_A"):
+        run(model, tmp_path)
+
+
+def test_a_factor_b_that_stays_is_found_at_the_first_update(tmp_path):
+    model = with_lora(tiny_llama())
+    adapter_tensors(model)["model.layers.0.self_attn.k_proj.lora_B"].register_hook(torch.zeros_like)
+    with pytest.raises(ProofError, match=r"1 of 28 trained tensors did not move after the first update"):
+        run(model, tmp_path)
+
+
+def test_a_warm_up_step_with_rate_zero_is_not_judged(tmp_path):
+    trainer = run(with_lora(tiny_llama()), tmp_path, warmup_steps=4)  # the first step's rate is zero
+    assert trainer.proof.updates == 2 and trainer.proof.lines
+
+
+def test_a_run_of_one_step_proves_what_it_can(tmp_path):
+    trainer = run(with_lora(tiny_llama()), tmp_path, max_steps=1)
+    assert trainer.proof.updates == 1 and trainer.proof.lines == []
+
+
+def test_full_fine_tuning_fails_only_if_nothing_moved(tmp_path):
+    assert run(tiny_llama(), tmp_path).proof.lines[0].startswith("first steps: 20 of 20 tensors moved")
+    with pytest.raises(ProofError, match="20 of 20 trained tensors did not move"):
+        run(tiny_llama(pad_token_id=None), tmp_path, optim="sgd", learning_rate=1e-30)
+
+
+def test_the_sample_of_a_tensor_sees_a_tensor_that_moves_everywhere():
+    model = tiny_llama()
+    before = {name: t.clone() for name, t in watched(model).items()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1e-3)
+    assert not any(torch.equal(before[name], t) for name, t in watched(model).items())
+
+
+def test_experts_that_no_token_reached_are_reported_and_not_an_error():
+    class Optimizer:
+        param_groups = ({"lr": 0.1},)
+
+    class State:
+        global_step = 0
+
+    pairs = torch.nn.ModuleDict({"down_proj": torch.nn.Module()})
+    pairs["down_proj"].lora_A = torch.nn.Parameter(torch.ones(3, 2, 5))
+    pairs["down_proj"].lora_B = torch.nn.Parameter(torch.zeros(3, 4, 2))
+    model = torch.nn.Module()
+    model.experts = torch.nn.Module()
+    model.experts.pairs = pairs
+    model.lofi_registry = type("Registry", (), {"adapters": {"default": None}})()
+    proof = FirstSteps(model)
+    proof.on_train_begin(None, State, None)
+    for _ in range(2):
+        proof.on_pre_optimizer_step(None, State, None, optimizer=Optimizer)
+        with torch.no_grad():
+            pairs["down_proj"].lora_B[:2] += 0.5  # expert 2 is never reached
+            pairs["down_proj"].lora_A[:2] += 0.5
+        proof.on_optimizer_step(None, State, None, optimizer=Optimizer)
+    assert "no token was routed to 2 of 6 expert factors" in proof.lines[1]
