@@ -236,7 +236,8 @@ def test_a_long_prompt_is_cut_behind_the_templates_head(chat_tokenizer):
 
 def test_plain_text_is_framed_and_trained_whole():
     spaced = letters(metaspace=True)
-    encoded = TextFormat.for_tokenizer(spaced).encode_text("ab")
+    rule = TextFormat.for_tokenizer(spaced)
+    encoded = rule.encode_many([rule.text_pieces("ab")])[0]
     assert spaced.convert_ids_to_tokens(encoded.input_ids) == ["<s>", "▁", "a", "b", "</s>"]
     assert encoded.trained == [False, True, True, True, True]
 

@@ -170,10 +170,6 @@ class TextFormat:
             raise DataError("the chat template rewrites earlier turns, so this conversation makes one example a turn")
         return self.encode_many(drafts)[0]
 
-    def encode_text(self, text: str) -> Encoded:
-        """Plain text, all of it trained: head + ids(text) + EOS; no template."""
-        return self.encode_many([self.text_pieces(text)])[0]
-
     def encode_many(self, drafts: Sequence[Sequence[Piece]]) -> list[Encoded]:
         """Drafts as ids; every piece is encoded by itself, all of them in one call of the tokenizer."""
         places = [place for draft in drafts for place in _text_places(draft)]
