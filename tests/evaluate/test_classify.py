@@ -48,7 +48,10 @@ def logits(model, row) -> torch.Tensor:
         return model(input_ids=torch.tensor([row.input_ids])).logits[0]
 
 
-@pytest.mark.parametrize("make", [bert, lambda: llama(0), lambda: llama(None)], ids=["bert", "llama", "llama without pad"])
+MAKERS = {"bert": bert, "llama": lambda: llama(0), "llama without pad": lambda: llama(None)}
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS.keys())
 @pytest.mark.parametrize("batch_tokens", [1, 60, 8192])
 def test_labels_are_those_of_each_row_alone(make, batch_tokens):
     model, examples = make(), rows()

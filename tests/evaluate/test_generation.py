@@ -99,7 +99,8 @@ def test_draws_depend_on_the_seed_and_the_place_but_not_on_the_batch(family, let
 
 
 def test_the_same_prompt_twice_is_drawn_twice(tiny_llama, letters):
-    one, other = generate(tiny_llama(), None, letters, ["abc", "abc"], max_new_tokens=12, sampling=Sampling(temperature=3.0))
+    draw = Sampling(temperature=3.0)
+    one, other = generate(tiny_llama(), None, letters, ["abc", "abc"], max_new_tokens=12, sampling=draw)
     assert one.ids != other.ids
 
 

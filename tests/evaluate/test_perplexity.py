@@ -56,7 +56,8 @@ def test_the_batch_changes_no_loss(family):
 
 
 def test_capped_logits_are_the_models_own():
-    sizes = {"hidden_size": 24, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+    sizes = {"hidden_size": 24, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
+    sizes["head_dim"] = 8
     config = Gemma2Config(vocab_size=67, num_hidden_layers=2, final_logit_softcapping=1.5, pad_token_id=0, **sizes)
     torch.manual_seed(0)
     model = Gemma2ForCausalLM(config).eval()
@@ -97,6 +98,6 @@ def test_dropout_is_off_and_the_mode_comes_back(tiny_llama):
 
 
 def test_an_example_without_a_label_is_refused(tiny_llama):
-    examples = [SimpleNamespace(input_ids=[1, 2], labels=[-100, 2]), SimpleNamespace(input_ids=[1, 2], labels=[1, -100])]
+    examples = [SimpleNamespace(input_ids=[1, 2], labels=labels) for labels in ([-100, 2], [1, -100])]
     with pytest.raises(RequestError, match="example 1"):
         token_losses(tiny_llama(), examples)

@@ -17,6 +17,7 @@ from lofi.data.records import from_rows
 from lofi.errors import DataError, RequestError, TargetError
 from lofi.evaluate.perplexity import token_losses
 from lofi.evaluate.run import Options, evaluate, side_by_side
+from lofi.evaluate.subjects import _question
 
 PAIRS = [
     {"prompt": "the cat", "completion": "sat on the mat", "references": ["sat on the mat", "sat there"]},
@@ -55,7 +56,8 @@ def test_the_base_stands_beside_every_adapter_with_intervals_and_tests(tokenizer
     metrics = ["rouge1", "rouge2", "rougeL", "rougeLsum", "perplexity", "stop_rate"]
     assert [(row.who, row.metric) for row in result] == [(who, m) for who in ("base", "mild", "wild") for m in metrics]
     assert all(row.low <= row.value <= row.high and row.n == 4 for row in result)
-    assert [(test.who, test.metric) for test in result.comparison] == [(who, m) for who in ("mild", "wild") for m in metrics]
+    tested = [(test.who, test.metric) for test in result.comparison]
+    assert tested == [(who, metric) for who in ("mild", "wild") for metric in metrics]
     for test in result.comparison:
         difference = result.value(test.who, test.metric) - result.value("base", test.metric)
         assert test.difference == pytest.approx(difference, abs=1e-9)
@@ -106,6 +108,7 @@ def test_the_callers_own_metric_is_a_row_like_any_other(tokenizer):
 def test_conversations_are_asked_for_their_last_answer(tokenizer):
     turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
     more = [{"role": "user", "content": "and?"}, {"role": "assistant", "content": "bye"}]
+    assert _question({"messages": turns + more}) == ([*turns, more[0]], ["bye"])
     records = from_rows([{"messages": turns}, {"messages": turns + more}])
     result = evaluate(tiny(LlamaForCausalLM), tokenizer, records, ["exact_match", "loss"], options=QUICK)
     assert [row.n for row in result] == [2, 2]
@@ -143,7 +146,8 @@ def test_the_notes_say_how_words_were_cut(tokenizer):
 def test_single_labels_are_named_and_scored(tokenizer):
     model = adapted(SequenceClassifier, num_labels=3)
     model.config.id2label = {0: "bad", 1: "fair", 2: "good"}
-    rows = [{"text": text, "label": label} for text, label in [("a b", "good"), ("c", "bad"), ("d e f", "fair"), ("g", "bad")]]
+    pairs = [("a b", "good"), ("c", "bad"), ("d e f", "fair"), ("g", "bad")]
+    rows = [{"text": text, "label": label} for text, label in pairs]
     result = evaluate(model, tokenizer, from_rows(rows), ["accuracy", "macro_f1", "micro_f1"], options=QUICK)
     said = result.answers["wild"]
     assert set(said) <= {"bad", "fair", "good"}
@@ -167,9 +171,21 @@ def test_every_word_gets_a_tag_also_those_that_were_cut_off(tokenizer):
     assert [len(said) for said in result.answers["base"]] == [3, 20]
     assert result.answers["base"][1][-1] == "O"
     assert result.notes == ["1 of 2 rows were too long and cut on the right."]
-    golds = [[tags[tag] for tag in row["tags"]] for row in rows]
-    right = sum(a == b for said, gold in zip(result.answers["base"], golds, strict=True) for a, b in zip(said, gold, strict=True))
+    golds = [tags[tag] for row in rows for tag in row["tags"]]
+    said = [tag for row in result.answers["base"] for tag in row]
+    right = sum(a == b for a, b in zip(said, golds, strict=True))
     assert result.value("base", "accuracy") == pytest.approx(right / 23, abs=1e-12)
+
+
+def test_a_word_that_becomes_no_token_is_outside_and_moves_no_other_tag(tokenizer):
+    """Words and tags would slide apart if the n-th tag were taken for the n-th word."""
+    model = tiny(TokenClassifier, num_labels=2)
+    whole = [{"tokens": ["Anna", "walks", "home"], "tags": ["A", "A", "B"]}]
+    holed = [{"tokens": ["Anna", "", "walks", "home"], "tags": ["A", "B", "A", "B"]}]
+    options = Options(labels=("A", "B"), resamples=10)
+    said = evaluate(model, tokenizer, from_rows(whole), ["accuracy"], options=options).answers["base"][0]
+    found = evaluate(model, tokenizer, from_rows(holed), ["accuracy"], options=options).answers["base"][0]
+    assert found == [said[0], "O", *said[1:]]
 
 
 def test_different_models_can_stand_side_by_side(tokenizer):

@@ -126,8 +126,8 @@ class Written:
         room = limit if is_pair_model(self.model) else limit - self.options.max_new_tokens
         if room < 1:
             raise RequestError(
-                f"max_new_tokens is {self.options.max_new_tokens}, which leaves no room for a prompt in {limit} tokens: "
-                "lower it."
+                f"max_new_tokens is {self.options.max_new_tokens}, which leaves no room for a prompt in {limit} tokens"
+                ": lower it."
             )
         long = [i for i, ids in enumerate(encoded) if len(ids) > room]
         cut = self.text_format.encode_prompts([questions[i] for i in long], max_length=room) if long else []
