@@ -1,0 +1,104 @@
+"""The bench that experiments work at: runs `lofi`, times it, remembers the commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class Section:
+    """One experiment's contribution to the page."""
+
+    title: str
+    asked: str
+    columns: list[str]
+    rows: list[list[str]]
+    commands: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    minutes: float = 0.0
+    machine: str = ""
+    date: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Lab:
+    """A working folder, the shared inputs, and the commands that were run."""
+
+    def __init__(self, shared: Path, work: Path):
+        self.shared, self.work = shared, work
+        self.commands: list[str] = []
+        self.seconds: dict[str, float] = {}
+
+    def lofi(self, *words: str | Path, label: str = "") -> dict[str, Any]:
+        """Run one `lofi` command with --json and return its object; a failure ends the experiment with its message."""
+        command = ["lofi", *map(str, words)]
+        self.commands.append(self.public(command))
+        started = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-m", "lofi", *map(str, words), "--json"], stdout=subprocess.PIPE, text=True, check=False
+        )
+        self.seconds[label or command[1]] = time.perf_counter() - started
+        if done.returncode:
+            raise RuntimeError(f"{self.public(command)} ended with {done.returncode}: {done.stdout.strip()[-2000:]}")
+        return json.loads(done.stdout)
+
+    def train(self, recipe: str, *words: str | Path, output: str) -> tuple[dict[str, Any], Path]:
+        """Train by one of examples/recipes into a fresh run folder; returns the answer and the folder."""
+        folder = self.work / output
+        if (folder / "done.json").exists():  # an earlier call of `make results` that was cut short got this far
+            kept = json.loads((folder / "done.json").read_text())
+            self.commands.append(kept["command"])
+            self.seconds[output] = kept["seconds"]
+            return kept["answer"], folder
+        subprocess.run(["rm", "-rf", str(folder)], check=True)
+        answer = self.lofi("train", f"examples/recipes/{recipe}.yaml", *words, "--output", folder, label=output)
+        done = {"answer": answer, "seconds": self.seconds[output], "command": self.commands[-1]}
+        (folder / "done.json").write_text(json.dumps(done))
+        return answer, folder
+
+    def public(self, command: list[str]) -> str:
+        """The command as a reader can type it."""
+        line = shlex.join(command).replace(str(self.shared), "$LOFI_SHARED")
+        return line.replace(f"{self.work}/", "results-run/")
+
+    def data(self, name: str, split: str = "") -> Path:
+        folder = self.shared / "data" / name
+        return folder / f"{split}.jsonl" if split else folder
+
+    def model(self, name: str) -> Path:
+        return self.shared / "models" / name
+
+
+def machine() -> str:
+    """Hardware and versions, in one line."""
+    import torch
+    import transformers
+
+    return (
+        f"{os.cpu_count()} cores, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, "
+        f"torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}"
+    )
+
+
+def figure(answer: dict[str, Any], metric: str, who: str | None = None) -> dict[str, Any]:
+    """The row of one metric (of one adapter, or of the base)."""
+    rows = [r for r in answer["results"] if r["metric"] == metric and (who is None or r["who"] == who)]
+    if len(rows) != 1:
+        raise RuntimeError(f"{len(rows)} rows for metric {metric!r} of {who!r}: {answer['results']}")
+    return rows[0]
+
+
+def shown(row: dict[str, Any], digits: int = 3) -> str:
+    """value [low, high]"""
+    return f"{row['value']:.{digits}f} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
