@@ -12,6 +12,7 @@ def run(lab: Lab) -> Section:
     gpt3 = lora_parameters([(12288, 12288)] * 2 * 96, 4)
     full = 175_255_800_000  # LoRA paper, table 4: parameters of the fully fine-tuned GPT-3
     dense, low = 512 * 64, lora_parameters([(512, 64)], 8)
+    fewer = f"{low:,} against {dense:,} ({100 * (1 - low / dense):.0f} % fewer)"
     rows = [
         ["OPT-6.7B, r=16 on q_proj, v_proj", str(opt), "8388608 of 6666862592 = 0.12582542214183376 %"],
         [

@@ -24,7 +24,7 @@ def run(lab: Lab) -> Section:
         rows.append([arm, cell, f"{lab.seconds[recipe] / 60:.1f}" if recipe else ""])
     return Section(
         "lofi-tiny on english_quotes",
-        "Token-weighted perplexity of 250 test quotes (a lower-cased collection), trained on 1,969 quotes as plain text.",
+        "Token-weighted perplexity of 250 test quotes (a lower-cased collection), trained on 1,969 quotes as text.",
         ["arm", "perplexity", "minutes of training"],
         rows,
     )
