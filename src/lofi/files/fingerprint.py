@@ -47,7 +47,7 @@ def base_fingerprint(model: nn.Module, *, exclude: Iterable[str] = ()) -> dict[s
     tensors: dict[str, str] = {}  # "53x24 <base64>": one line each in the record
     for name, tensor in base_state(model).items():
         if not _under(name, heads):
-            tensors[name] = f"{'x'.join(map(str, tensor.shape))} {_sample(tensor)}"
+            tensors[name] = f"{'x'.join(map(str, tensor.shape))} {sample(tensor)}"
     record = {"architecture": architecture(model), "tensors": tensors, "excluded": heads}
     return {**record, "digest": hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()}
 
@@ -118,8 +118,8 @@ def _name_reasons(mine: Mapping[str, Any], yours: Mapping[str, Any]) -> list[str
     return reasons + ([f"{len(extra)} tensors of this base are new, first: {extra[0]}"] if extra else [])
 
 
-def _sample(tensor: Tensor) -> str:
-    """Evenly spaced values, as base64 of bfloat16 bits; empty for tensors without storage."""
+def sample(tensor: Tensor) -> str:
+    """Evenly spaced values of a tensor, as base64 of bfloat16 bits; empty for tensors without storage."""
     count = min(SAMPLES, tensor.numel())
     if count == 0 or tensor.device.type == "meta":
         return ""

@@ -39,10 +39,10 @@ class _Spoken:
     top: list[list[tuple[int, float]]]  # for every step, (id, logit), largest first
 
 
-def random_prompts(vocabulary: int, *, seed: int = 0) -> list[list[int]]:
-    """Seeded random token ids, for models without a tokenizer."""
+def random_prompts(vocabulary: int, *, count: int = _RANDOM_PROMPTS, seed: int = 0) -> list[list[int]]:
+    """`count` prompts of seeded random token ids, for models without a tokenizer."""
     draw = torch.Generator().manual_seed(seed)
-    return torch.randint(0, vocabulary, (_RANDOM_PROMPTS, _RANDOM_LENGTH), generator=draw).tolist()
+    return torch.randint(0, vocabulary, (count, _RANDOM_LENGTH), generator=draw).tolist()
 
 
 def make_golden(
