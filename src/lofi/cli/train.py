@@ -56,16 +56,15 @@ def train(
 
 
 def closing_lines(recipe: Any, result: Any, page: Path) -> list[str]:
-    """Where everything is, and what to do next."""
+    """Where the report is (the run itself said where the adapter or model is), and what to do next."""
     if result.adapter is None:
-        return [f"model:   {result.model}", f"report:  {page}"]
+        return [f"report: {page}"]
     asked = f"--model {recipe.model} --adapter {result.output}"
     data = recipe.data.test or recipe.data.validation or "DATA"
     return [
-        f"adapter: {result.adapter}",
-        f"report:  {page}",
-        f"next:    lofi evaluate {asked} --data {data}",
-        f"         lofi merge {asked} --output {result.output}/merged",
+        f"report: {page}",
+        f"next: lofi evaluate {asked} --data {data}",
+        f"      lofi merge {asked} --output {result.output}/merged",
     ]
 
 
