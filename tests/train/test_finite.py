@@ -52,7 +52,7 @@ def test_the_rows_named_are_the_rows_of_the_batch(tmp_path):
     model = with_lora(tiny_llama(tie_word_embeddings=False))
     rows[bad]["input_ids"][0] = 60  # the one row that holds the poisoned token
     with torch.no_grad():
-        model.model.embed_tokens.weight[60] = 1e38  # finite, but its square is not
+        model.model.embed_tokens.weight[60] = float("inf")
     trainer = LofiTrainer(model=model, args=arguments(tmp_path), train_dataset=rows)
     trainer.row_names = lambda indices: [f"data.jsonl:{i + 1}" for i in indices]
     with pytest.raises(NonFiniteError, match="data.jsonl:18"):

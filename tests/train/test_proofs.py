@@ -76,26 +76,44 @@ def test_the_sample_of_a_tensor_sees_a_tensor_that_moves_everywhere():
     assert not any(torch.equal(before[name], t) for name, t in watched(model).items())
 
 
-def test_experts_that_no_token_reached_are_reported_and_not_an_error():
-    class Optimizer:
-        param_groups = ({"lr": 0.1},)
+class Optimizer:
+    param_groups = ({"lr": 0.1},)
 
-    class State:
-        global_step = 0
 
-    pairs = torch.nn.ModuleDict({"down_proj": torch.nn.Module()})
-    pairs["down_proj"].lora_A = torch.nn.Parameter(torch.ones(3, 2, 5))
-    pairs["down_proj"].lora_B = torch.nn.Parameter(torch.zeros(3, 4, 2))
+class State:
+    global_step = 0
+
+
+def stack_of_experts() -> tuple[torch.nn.Module, torch.nn.Module]:
+    """(a model with one stack of three experts' factors where lofi keeps them, the stack)."""
+    pair = torch.nn.Module()
+    pair.lora_A = torch.nn.Parameter(torch.ones(3, 2, 5))
+    pair.lora_B = torch.nn.Parameter(torch.zeros(3, 4, 2))
     model = torch.nn.Module()
     model.experts = torch.nn.Module()
-    model.experts.pairs = pairs
+    model.experts.pairs = torch.nn.ModuleDict({"down_proj": pair})
     model.lofi_registry = type("Registry", (), {"adapters": {"default": None}})()
+    return model, pair
+
+
+def judged(model, pair, reached: int) -> FirstSteps:
+    """Two updates of which only the first `reached` experts are part."""
     proof = FirstSteps(model)
     proof.on_train_begin(None, State, None)
     for _ in range(2):
         proof.on_pre_optimizer_step(None, State, None, optimizer=Optimizer)
         with torch.no_grad():
-            pairs["down_proj"].lora_B[:2] += 0.5  # expert 2 is never reached
-            pairs["down_proj"].lora_A[:2] += 0.5
+            pair.lora_B[:reached] += 0.5
+            pair.lora_A[:reached] += 0.5
         proof.on_optimizer_step(None, State, None, optimizer=Optimizer)
+    return proof
+
+
+def test_experts_that_no_token_reached_are_reported_and_not_an_error():
+    proof = judged(*stack_of_experts(), reached=2)
     assert "no token was routed to 2 of 6 expert factors" in proof.lines[1]
+
+
+def test_a_stack_of_which_no_expert_moved_is_an_error():
+    with pytest.raises(ProofError, match=r"experts\.pairs\.down_proj\.lora_B\[0\]"):
+        judged(*stack_of_experts(), reached=0)

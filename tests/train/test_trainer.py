@@ -290,3 +290,29 @@ def test_rows_of_unequal_length_are_padded_on_the_right_and_never_trained():
     assert batch["input_ids"].tolist() == [[3, 4, 7], [5, 6, 8]]
     assert batch["labels"].tolist() == [[-100, 4, -100], [-100, 6, 8]]
     assert batch["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 1]]
+
+
+def test_publishing_while_training_uploads_no_pickle(tmp_path, monkeypatch):
+    import concurrent.futures
+
+    import huggingface_hub
+
+    uploads: list[tuple[str, list[str]]] = []
+
+    class Hub:
+        def create_repo(self, name, **_):
+            return type("Url", (), {"repo_id": f"me/{name}"})()
+
+        def upload_folder(self, *, folder_path, run_as_future=False, path_in_repo=".", **_):
+            assert pickles(Path(folder_path)) == []
+            uploads.append((path_in_repo, sorted(p.name for p in Path(folder_path).iterdir())))
+            future = concurrent.futures.Future()
+            future.set_result(None)
+            return future
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    monkeypatch.setattr("transformers.trainer.hf_api", Hub)
+    args = arguments(tmp_path / "run", push_to_hub=True, hub_model_id="mine", hub_strategy="checkpoint", save_steps=6)
+    LofiTrainer(model=with_lora(tiny_llama()), args=args, train_dataset=language_rows()).train()
+    assert [place for place, _ in uploads] == [".", "last-checkpoint"] * 2
+    assert "adapter_model.safetensors" in uploads[0][1] and "optimizer.safetensors" in uploads[1][1]

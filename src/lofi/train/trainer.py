@@ -30,6 +30,7 @@ from lofi.files.tensors import load_state, save_state
 from lofi.train import checkpoint, finite
 from lofi.train.bookkeeping import Bookkeeping
 from lofi.train.collate import PadRows
+from lofi.train.hub import push_checkpoint
 from lofi.train.objectives import objective_for
 from lofi.train.proofs import FirstSteps
 
@@ -207,7 +208,7 @@ class LofiTrainer(Trainer):
             self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
             checkpoint.seal(folder, self.state.global_step)
         if self.args.push_to_hub:
-            self._push_from_checkpoint(str(final))
+            push_checkpoint(self, final)
         rotate_checkpoints(str(run), self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True)
 
     def _save_everything_else(self, folder: Path) -> None:
