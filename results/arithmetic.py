@@ -17,7 +17,7 @@ def run(lab: Lab) -> Section:
         ["OPT-6.7B, r=16 on q_proj, v_proj", str(opt), "8388608 of 6666862592 = 0.12582542214183376 %"],
         [
             "a 512 x 64 weight, r=8",
-            f"{low:,} against {dense:,} ({100 * (1 - low / dense):.0f} % fewer)",
+            fewer,
             "4,608 / 32,768",
         ],
         [
