@@ -20,7 +20,7 @@ from .grammar import Question, make_question
 from .schemas import Schema, fixed_schemas, random_schema
 
 SPLITS = ("train", "test_seen", "test_unseen")
-FIXED_SHARE = 0.35
+FIXED_SHARE = 0.3
 
 
 def make_rows(n: int, seed: int, split: str) -> list[dict]:

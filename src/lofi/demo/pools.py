@@ -37,7 +37,7 @@ TRAIN_DOMAINS = (
        albums: title=title, year=1960-2024, studio=Abbey|Sunset|Electric|Harbour|Blackbird|Chapel""",
     """orders: product=title, quantity=1-60, total=10-900, status=paid|open|shipped|returned, buyer_id>buyers
        buyers: name=person, country=Vietnam|Portugal|Norway|Chile|Ghana|Canada, age=18-80, points=0-500""",
-    """movies: title=title, rating=10-99, minutes=70-210, language=Thai|French|Hindi|Korean|Polish, director_id>directors
+    """movies: title=title, rating=10-99, minutes=70-210, language=Thai|French|Hindi|Korean, director_id>directors
        directors: name=person, awards=0-30, origin=Seoul|Paris|Mumbai|Warsaw|Lagos|Lima""",
     """employees: name=person, salary=900-9000, level=junior|senior|lead|intern|principal|trainee, team_id>teams
        teams: team=nickname, budget=1000-99000, floor=1-40, division=research|finance|design|legal|support|sales""",
@@ -50,7 +50,7 @@ TRAIN_DOMAINS = (
     """dishes: dish=title, calories=80-990, taste=sweet|sour|spicy|salty|bitter|smoky, cost=2-60, chef_id>chefs
        chefs: name=person, stars=1-9, hometown=Hội An|Naples|Kyoto|Lyon|Oaxaca|Tbilisi""",
     """games: date=code, goals=0-15, crowd=500-80000, stadium_id>stadiums
-       stadiums: stadium=title, capacity=1000-90000, surface=grass|clay|turf|sand|hybrid|carpet
+       stadiums: stadium=title, capacity=1000-90000, surface=grass|clay|turf|sand|hybrid
        players: name=person, shirt=1-99, position=keeper|defender|winger|striker|sweeper|libero, stadium_id>stadiums""",
     """houses: house=code, rent=200-5000, bedrooms=1-9, style=modern|gothic|colonial|rustic|baroque, street_id>streets
        streets: street=title, length=50-5000, district=Ba Đình|Alfama|Shoreditch|Kreuzberg|Soho|Gion""",
@@ -80,21 +80,21 @@ TRAIN_DOMAINS = (
 UNSEEN_DOMAINS = (
     """patients: fullname=person, pulse=45-160, ward=cardiac|surgery|burns|children|eye|dental, doctor_id>doctors
        doctors: surname=nickname, shifts=1-31, specialty=oncology|pediatrics|urology|allergy|trauma|genetics""",
-    """planets: planet=nickname, moons=0-90, climate=icy|toxic|arid|stormy|oceanic|molten, galaxy_id>galaxies
-       galaxies: galaxy=title, brightness=5-500, shape=spiral|ring|lens|dwarf|elliptic|irregular""",
-    """vessels: vessel=title, tonnage=100-9900, cargo=rice|coffee|timber|steel|cotton|salt, harbor_id>harbors
-       harbors: harbor=code, depth=4-60, ocean=Pacific|Arctic|Indian|Atlantic|Southern|Baltic""",
-    """paintings: painting=title, worth=100-99000, technique=oil|fresco|ink|lacquer|collage|pastel, gallery_id>galleries
-       galleries: gallery=nickname, entrance=3-45, curator=Amélie|Quỳnh|Rashid|Ingrid|Khôi|Bianca, square=120-7000""",
+    """planets: callsign=nickname, moons=0-90, climate=icy|toxic|arid|stormy|oceanic|molten, galaxy_id>galaxies
+       galaxies: catalog=title, brightness=5-500, shape=spiral|ring|lens|dwarf|elliptic|irregular""",
+    """vessels: shipname=title, tonnage=100-9900, cargo=rice|coffee|timber|steel|cotton|salt, harbor_id>harbors
+       harbors: berth=code, depth=4-60, ocean=Pacific|Arctic|Indian|Atlantic|Southern|Baltic""",
+    """paintings: caption=title, worth=100-99000, technique=oil|fresco|ink|lacquer|collage|pastel, gallery_id>galleries
+       galleries: venue=nickname, entrance=3-45, curator=Amélie|Quỳnh|Rashid|Ingrid|Khôi|Bianca, square=120-7000""",
     """phones: handset=code, battery=900-7000, finish=matte|glossy|bamboo|ceramic|denim|copper, vendor_id>vendors
-       vendors: vendor=person, warranty=3-48, province=Cần Thơ|Quảng Nam|Ontario|Bohemia|Lombardy|Alberta""",
-    """farms: farm=title, acres=4-900, crop=maize|barley|peanut|cassava|pepper|mango, farmer_id>farmers
-       farmers: farmer=person, tractors=1-25, valley=Loire|Mekong|Indus|Rhine|Douro|Yangtze
-       barns: barn=code, stalls=6-140, farm_id>farms""",
-    """wines: wine=nickname, vintage=1950-2023, grape=merlot|malbec|riesling|syrah|gamay|muscat, cellar_id>cellars
-       cellars: cellar=title, barrels=12-800, soil=chalk|granite|loam|slate|gravel|basalt""",
+       vendors: merchant=person, warranty=3-48, province=Cần Thơ|Quảng Nam|Ontario|Bohemia|Lombardy|Alberta""",
+    """farms: estate=title, acres=4-900, crop=maize|barley|peanut|cassava|pepper|mango, farmer_id>farmers
+       farmers: grower=person, tractors=1-25, valley=Loire|Mekong|Indus|Rhine|Douro|Yangtze
+       barns: tag=code, stalls=6-140, farm_id>farms""",
+    """wines: bottle=nickname, vintage=1950-2023, grape=merlot|malbec|riesling|syrah|gamay|muscat, cellar_id>cellars
+       cellars: vault=title, barrels=12-800, soil=chalk|granite|loam|slate|gravel|basalt""",
     """robots: serial=code, torque=10-990, task=welding|sorting|cleaning|lifting|mapping|milling, lab_id>labs
-       labs: lab=nickname, payroll=500-90000, campus=Zurich|Delft|Pune|Osaka|Tampere|Haifa""",
+       labs: bench=nickname, payroll=500-90000, campus=Zurich|Delft|Pune|Osaka|Tampere|Haifa""",
 )
 
 SCHEMA_WORDS = """

@@ -140,7 +140,7 @@ def made_up_word(rng: random.Random, syllables: tuple[int, ...] = (2, 2, 3)) -> 
 def random_schema(rng: random.Random) -> Schema:
     """A schema of random nouns and made-up words: two tables, or three of which one or two link to another."""
     names = _random_names(rng)
-    shape = rng.choice(("pair", "pair", "chain", "star"))
+    shape = rng.choice(("pair", "pair", "pair", "chain", "star"))
     links = {"pair": ((1,), ()), "chain": ((1,), (2,), ()), "star": ((1, 2), (), ())}[shape]
     stems = [next(names) for _ in links]
     tables = []
@@ -157,8 +157,8 @@ def _random_names(rng: random.Random):
     """Names that differ from each other and from every held-out word, without end."""
     used = set(held_out_words())
     while True:
-        word = rng.choice(schema_words()) if rng.random() < 0.6 else made_up_word(rng)
-        if rng.random() < 0.15:
+        word = rng.choice(schema_words()) if rng.random() < 0.7 else made_up_word(rng)
+        if rng.random() < 0.1:
             word = f"{word}_{rng.choice(schema_words())}"
         parts = {word, *word.split("_"), word.removesuffix("s")}
         if parts & used or word == "id":

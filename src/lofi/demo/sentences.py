@@ -29,7 +29,7 @@ SENTENCES = {
         "aggregate": ("Tính {a} của tất cả {t}", "Cho biết {a} của các {t}", "Trong {t}, {a} là bao nhiêu?"),
         "aggregate_where": ("Tính {a} của các {t} có {w}", "Cho biết {a} của {t} với {w}"),
         "top": ("Cho xem {c} của {n} {t} có {k}", "Tìm {n} {t} với {k}, chỉ lấy {c}"),
-        "order": ("Liệt kê {c} của các {t}, sắp xếp theo {k}", "Cho xem {c} của {t} theo thứ tự {k}"),
+        "order": ("Liệt kê {c} của các {t}, sắp xếp theo {k}", "Cho xem {c} của {t} xếp theo {k}"),
         "group": ("Mỗi {g} có bao nhiêu {t}?", "Đếm số {t} theo từng {g}"),
         "group_aggregate": ("Tính {a} của {t} theo từng {g}", "Với mỗi {g}, {a} của các {t} là bao nhiêu?"),
         "join_select": ("Cho xem {c} của các {t} thuộc {u} có {w}", "Liệt kê {c} của {t} mà {u} có {w}"),
@@ -48,8 +48,8 @@ AGGREGATES = {
     },
     "vi": {
         "avg": ("trung bình {c}", "giá trị trung bình của {c}"),
-        "max": ("{c} lớn nhất", "giá trị lớn nhất của {c}"),
-        "min": ("{c} nhỏ nhất", "giá trị nhỏ nhất của {c}"),
+        "max": ("{c} lớn nhất", "{c} cao nhất"),
+        "min": ("{c} nhỏ nhất", "{c} thấp nhất"),
         "sum": ("tổng {c}", "tổng số {c}"),
     },
 }
@@ -62,13 +62,13 @@ COMPARISONS = {
 TEXT_EQUALS = {"en": ("{c} '{v}'", "{c} equal to '{v}'"), "vi": ("{c} là '{v}'", "{c} bằng '{v}'")}
 
 EXTREMES = {
-    "en": {"desc": ("highest {c}", "largest {c}"), "asc": ("lowest {c}", "smallest {c}")},
+    "en": {"desc": ("highest {c}", "top {c}"), "asc": ("lowest {c}", "least {c}")},
     "vi": {"desc": ("{c} cao nhất", "{c} lớn nhất"), "asc": ("{c} thấp nhất", "{c} nhỏ nhất")},
 }
 
 DIRECTIONS = {
-    "en": {"desc": ("{c} from high to low", "descending {c}"), "asc": ("{c} from low to high", "ascending {c}")},
-    "vi": {"desc": ("{c} giảm dần", "{c} từ cao xuống thấp"), "asc": ("{c} tăng dần", "{c} từ thấp lên cao")},
+    "en": {"desc": ("{c}, highest first", "{c}, descending"), "asc": ("{c}, lowest first", "{c}, ascending")},
+    "vi": {"desc": ("{c} giảm dần", "{c}, cao nhất trước"), "asc": ("{c} tăng dần", "{c}, thấp nhất trước")},
 }
 
 AND = {"en": " and ", "vi": " và "}
