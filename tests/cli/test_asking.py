@@ -127,6 +127,9 @@ def test_a_model_shows_what_could_be_adapted(capsys, small_model):
 def test_what_stands_at_a_path_is_told_or_asked_for(tmp_path, small_model, finished, data):
     assert kind_of(str(finished), None) == kind_of(str(finished / "adapter"), "m") == "adapter"
     assert kind_of(str(small_model), None) == "model"
+    (tmp_path / "full" / "model").mkdir(parents=True)
+    (tmp_path / "full" / "model" / "config.json").write_text("{}")
+    assert kind_of(str(tmp_path / "full"), None) == "model"
     assert kind_of(str(data), "m") == "data"
     for path, model in ((data, None), (tmp_path / "none", None), (small_model, "m")):
         with pytest.raises(RecipeError, match="--model"):

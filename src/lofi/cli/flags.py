@@ -58,6 +58,13 @@ def adapter_folder(path: str) -> Path:
     return inside if (inside / "adapter_config.json").exists() else folder
 
 
+def model_folder(path: str) -> Path:
+    """The model folder at `path`, or inside it where `path` is a run folder of full fine-tuning."""
+    folder = Path(path)
+    inside = folder / "model"
+    return inside if (inside / "config.json").exists() and not (folder / "config.json").exists() else folder
+
+
 def own_name(folder: Path) -> str:
     """The folder's own name; for `runs/first/adapter` that is `first`. Dots become underscores."""
     folder = folder.resolve()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -43,7 +43,7 @@ def inspect(
             assert model is not None
             found, shown = inspecting.data(path, model, rows=rows, split=split, task=task, max_length=max_length)
         else:
-            found, shown = inspecting.model(path)
+            found, shown = inspecting.model(str(flags.model_folder(path)))
         out.answer({"kind": kind, "path": path} | found)
         out.show(*shown)
 
@@ -53,10 +53,9 @@ def kind_of(path: str, model: str | None) -> str:
 
     Raises  RecipeError for data without a model, or a model seen through another
     """
-    folder: Any = flags.adapter_folder(path)
-    if (folder / "adapter_config.json").exists():
+    if (flags.adapter_folder(path) / "adapter_config.json").exists():
         return "adapter"
-    if (Path(path) / "config.json").exists():
+    if (flags.model_folder(path) / "config.json").exists():
         if model is not None:
             raise RecipeError(f"{path} is a model, so --model {model} says nothing; leave --model out")
         return "model"

@@ -57,10 +57,10 @@ def train(
 
 def closing_lines(recipe: Any, result: Any, page: Path) -> list[str]:
     """Where the report is (the run itself said where the adapter or model is), and what to do next."""
-    if result.adapter is None:
-        return [f"report: {page}"]
-    asked = f"--model {recipe.model} --adapter {result.output}"
     data = recipe.data.test or recipe.data.validation or "DATA"
+    if result.adapter is None:
+        return [f"report: {page}", f"next: lofi evaluate --model {result.model} --data {data}"]
+    asked = f"--model {recipe.model} --adapter {result.output}"
     return [
         f"report: {page}",
         f"next: lofi evaluate {asked} --data {data}",
