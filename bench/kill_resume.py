@@ -2,8 +2,8 @@
 
     python bench/kill_resume.py RECIPE.yaml --folder OUT --kills 20 --seed 0
 
-Prints one JSON object: how often and after which steps it was killed, whether the final adapter (or model) is the same to
-the last bit, and whether `metrics.jsonl` says the same (times aside). Exit code 1 if anything differs.
+Prints one JSON object: how often and after which steps it was killed, whether the final adapter (or model)
+is the same to the last bit, and whether `metrics.jsonl` says the same (times aside). Exit code 1 if anything differs.
 Each attempt is a fork of this process, which has imported everything and computed nothing: only the run itself is
 timed by chance, not Python's start.
 """
@@ -25,7 +25,7 @@ MOST_SECONDS = 3600  # of one attempt; a run that hangs is not a run that was ki
 
 
 def attempt(recipe: Any, kill_after: int | None, chance: random.Random) -> bool:
-    """Train (resuming what is there) in a child; SIGKILL it once `kill_after` steps are journalled. True: it ended itself."""
+    """Train (resuming what is there) in a child; SIGKILL it after `kill_after` steps. True: it ended itself."""
     child = os.fork()
     if child == 0:
         _train_and_leave(recipe)
@@ -38,7 +38,9 @@ def attempt(recipe: Any, kill_after: int | None, chance: random.Random) -> bool:
                 raise SystemExit(f"a run ended by itself with status {os.waitstatus_to_exitcode(status)}")
             return True
         if kill_after is not None and last_step(journal) >= kill_after:
-            time.sleep(chance.random() * 0.2)  # somewhere within the step, the evaluation or the writing of a checkpoint
+            time.sleep(
+                chance.random() * 0.2
+            )  # somewhere within the step, the evaluation or the writing of a checkpoint
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             return False

@@ -10,11 +10,11 @@ def tiny_llama(seed: int = 0, **changes):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
-    settings = dict(
-        vocab_size=61, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=3,
-        num_key_value_heads=1, head_dim=8, max_position_embeddings=64, tie_word_embeddings=True,
-        bos_token_id=1, eos_token_id=2, pad_token_id=0, attn_implementation="sdpa",
-    )  # fmt: skip
+    settings = {
+        "vocab_size": 61, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 3,
+        "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 64, "tie_word_embeddings": True,
+        "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "attn_implementation": "sdpa",
+    }  # fmt: skip
     return LlamaForCausalLM(LlamaConfig(**(settings | changes))).eval()
 
 
@@ -68,11 +68,12 @@ def arguments(folder, **changes):
     """TrainingArguments for a quiet CPU run of 12 steps."""
     from transformers import TrainingArguments
 
-    settings = dict(
-        output_dir=str(folder), max_steps=12, per_device_train_batch_size=2, gradient_accumulation_steps=2,
-        learning_rate=1e-2, logging_steps=5, save_steps=4, report_to="none", use_cpu=True, disable_tqdm=True, seed=11,
-        log_level="error",
-    )  # fmt: skip
+    settings = {
+        "output_dir": str(folder), "max_steps": 12, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2,
+        "learning_rate": 1e-2, "logging_steps": 5, "save_steps": 4, "report_to": "none",
+        "use_cpu": True, "disable_tqdm": True, "seed": 11,
+        "log_level": "error",
+    }  # fmt: skip
     return TrainingArguments(**(settings | changes))
 
 

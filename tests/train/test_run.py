@@ -158,9 +158,9 @@ def test_a_run_interrupted_by_ctrl_c_is_saved_and_goes_on_to_the_same_bits(finis
     _, whole = finished
     asked = recipe(tmp_path, small)
     journal = tmp_path / "run" / "metrics.jsonl"
-    with _ctrl_c_when(lambda: journal.is_file() and '"step": 3,' in journal.read_text()):
-        with pytest.raises(Interrupted, match="--resume") as stopped:
-            train(asked, progress=False)
+    third = _ctrl_c_when(lambda: journal.is_file() and '"step": 3,' in journal.read_text())
+    with third, pytest.raises(Interrupted, match="--resume") as stopped:
+        train(asked, progress=False)
     assert stopped.value.exit_code == 130
     resumed = train(asked, resume=True, progress=False)
     assert resumed.resumed
@@ -249,7 +249,9 @@ def test_a_refused_request_leaves_no_folder_behind(small, tmp_path):
 
 def test_a_rate_that_blows_up_stops_the_run_and_names_tensor_and_rows(small, tmp_path):
     asked = recipe(tmp_path, small, train__learning_rate=1e30, train__warmup_steps=0, train__max_grad_norm=0)
-    with pytest.raises(NonFiniteError, match=r"model\.layers\.0\S+ is not a finite number at step 2 on \S*train\.jsonl:\d+"):
+    with pytest.raises(
+        NonFiniteError, match=r"model\.layers\.0\S+ is not a finite number at step 2 on \S*train\.jsonl:\d+"
+    ):
         train(asked, progress=False)
     dumped = json.loads((tmp_path / "run" / "checkpoints" / "nonfinite.json").read_text())
     assert dumped["rows"] and dumped["inputs"]["input_ids"]

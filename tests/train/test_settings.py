@@ -20,8 +20,9 @@ def facts(**changes) -> Facts:
     import torch
 
     settings = {
-        "device": "cuda", "dtype": DtypeChoice(torch.bfloat16, "asked", autocast=True), "packs": True, "packs_why": "proved",
-        "longest": 300, "free_bytes": 10 * GIB, "activation_bytes": 2**20, "threads": 3,
+        "device": "cuda",
+        "dtype": DtypeChoice(torch.bfloat16, "asked", autocast=True), 
+        "packs": True, "packs_why": "proved", "longest": 300, "free_bytes": 10 * GIB, "activation_bytes": 2**20, "threads": 3,
     }  # fmt: skip
     return Facts(**(settings | changes))
 

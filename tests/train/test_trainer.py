@@ -102,7 +102,11 @@ def pickles(folder: Path) -> list[str]:
     found = []
     for file in (p for p in folder.rglob("*") if p.is_file()):
         data = file.read_bytes()
-        if file.suffix not in (".json", ".safetensors", ".md", ".jinja") or data[:2] in (b"PK", b"\x80\x02", b"\x80\x04"):
+        if file.suffix not in (".json", ".safetensors", ".md", ".jinja") or data[:2] in (
+            b"PK",
+            b"\x80\x02",
+            b"\x80\x04",
+        ):
             found.append(str(file.relative_to(folder)))
     return found
 
@@ -196,14 +200,14 @@ MODELS = {
         labelled_rows,
     ),
     "tags": (
-        lambda: with_lora(
-            _without_dropout(tiny_bert("TokenClassification")), lora_dropout=0.0, task_type="TOKEN_CLS"
-        ),
+        lambda: with_lora(_without_dropout(tiny_bert("TokenClassification")), lora_dropout=0.0, task_type="TOKEN_CLS"),
         lambda count: labelled_rows(count, per_token=True),
     ),
     "several classes at once": (
         lambda: with_lora(
-            _without_dropout(tiny_bert(problem_type="multi_label_classification")), lora_dropout=0.0, task_type="SEQ_CLS"
+            _without_dropout(tiny_bert(problem_type="multi_label_classification")),
+            lora_dropout=0.0,
+            task_type="SEQ_CLS",
         ),
         lambda count: [row | {"labels": [1.0, 0.0, i % 2.0]} for i, row in enumerate(language_rows(count))],
     ),
@@ -286,7 +290,9 @@ def test_the_first_line_logged_after_a_resume_is_the_one_of_the_whole_run(tmp_pa
 
 
 def test_rows_of_unequal_length_are_padded_on_the_right_and_never_trained():
-    batch = PadRows(pad_id=7)([{"input_ids": [3, 4], "labels": [-100, 4]}, {"input_ids": [5, 6, 8], "labels": [-100, 6, 8]}])
+    batch = PadRows(pad_id=7)(
+        [{"input_ids": [3, 4], "labels": [-100, 4]}, {"input_ids": [5, 6, 8], "labels": [-100, 6, 8]}]
+    )
     assert batch["input_ids"].tolist() == [[3, 4, 7], [5, 6, 8]]
     assert batch["labels"].tolist() == [[-100, 4, -100], [-100, 6, 8]]
     assert batch["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 1]]

@@ -1,4 +1,4 @@
-"""Training: a `transformers.Trainer` whose checkpoints are exact, whose loss is exact, and which stops when it is wrong.
+"""Training: a `transformers.Trainer` whose checkpoints are and loss are exact, and which stops when it is wrong.
 
 Rooms inside   trainer (the Trainer), checkpoint (what a checkpoint holds), objectives (the loss of each task),
                proofs and finite (what stops a run), journal, progress and verdict (what is said about it),

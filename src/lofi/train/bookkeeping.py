@@ -73,4 +73,3 @@ class Bookkeeping(TrainerCallback):
         first = (step % each) * accumulation
         indices = [i for m in micros if first + m < len(order) for i in order[first + m]]
         return list(names(indices)) if names is not None else [f"row {i}" for i in indices]
-

@@ -3,7 +3,7 @@
     recipe.yaml  chosen.json  metrics.jsonl  result.json (written last)  adapter/ or model/  checkpoints/checkpoint-N/
 
 A folder with a finished run, or one with a complete checkpoint, is never started over by accident: that needs another
-output, or `--resume`. A run that died before its first checkpoint has nothing to lose and is started over, which is said.
+output, or `--resume`. A run that died before its first checkpoint has nothing to lose and starts over, which is said.
 Resuming is refused when it would not be the same run: another recipe (any key but `output` and `train.report_to`; more
 epochs too, because the schedule of the learning rate would be another), other data, another base.
 """
@@ -41,7 +41,7 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class Start:
-    """How a run begins: `record` is what an earlier begin stored, `checkpoint` where it goes on, `note` what is said."""
+    """How a run begins: `record` is what an earlier begin stored, `checkpoint` where it goes on, `note` is said."""
 
     finished: bool = False
     checkpoint: Path | None = None

@@ -1,4 +1,4 @@
-"""Ctrl-C during a run: the first asks for a checkpoint at the next step and an orderly end, the second stops at once."""
+"""Ctrl-C during a run: the first asks for a checkpoint at the next step and an orderly end, the second stops now."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class StopSwitch(TrainerCallback):
 
 @contextlib.contextmanager
 def listening(switch: StopSwitch) -> Iterator[None]:
-    """Let SIGINT set `switch` inside the block; outside the main thread signals cannot be caught and nothing changes."""
+    """Let SIGINT set `switch` inside the block; outside the main thread nothing changes."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

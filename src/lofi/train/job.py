@@ -76,9 +76,11 @@ def _task(recipe: Recipe, records: Any) -> str:
     found = TASK_OF_KIND.get(records.kind, records.kind)
     if found == "preference":
         raise RecipeError(
-            f"{records.source} holds preference pairs (prompt, chosen, rejected), which this version does not train on; "
+            f"{records.source} holds preference pairs (prompt, chosen, rejected), which this version does not train; "
             "map data.columns to prompt and completion to train on the chosen ones"
         )
+    if recipe.task == "text" and "text" in records.rows[0]:
+        return "text"  # text + label may be read as text alone
     if recipe.task is not None and recipe.task != found:
         raise RecipeError(
             f"task {recipe.task} was asked for, but the columns of {records.source} are for {found}; "
@@ -135,7 +137,7 @@ def _prepare(recipe: Recipe, rows: Rows, tokenizer: Any, config: Any) -> tuple[A
     """(training examples, validation examples or None), labelled alike."""
     from lofi.data.prepare import prepare
 
-    task = model_task(rows.task, config)
+    task = "SEQ_2_SEQ_LM" if model_task(rows.task, config) == "SEQ_2_SEQ_LM" else rows.task
     length = recipe.train.max_length or context_length(config, tokenizer)
     first = prepare(rows.train, tokenizer, task=task, max_length=length, labels=recipe.data.labels)
     if rows.validation is None:

@@ -31,7 +31,7 @@ def read_journal(path: str | Path) -> list[dict[str, Any]]:
 
 
 class Journal(TrainerCallback):
-    """Writes the rows; `tokens` counts trained items, `tokens_per_second` over the time spent in steps since the last row."""
+    """Writes the rows; `tokens` counts trained items, the speed is over the time spent in steps."""
 
     def __init__(self, path: str | Path, counter: Any) -> None:
         self.path = Path(path)

@@ -2,7 +2,7 @@
 
 Of a pair of factors the one that starts at zero moves at the first update (its gradient carries the other factor), the
 other at the second, once the first is no longer zero (LoRA, arXiv 2106.09685, section 4.1). Biases, heads and copies
-move at the first. Only updates with a non-zero learning rate that were really taken count; a shorter run proves what it can.
+move at the first. Only updates with a non-zero learning rate that were taken count; a shorter run proves what it can.
 Not an error, but reported: experts that no token was routed to, rows of new tokens that no batch held.
 Without adapters (full fine-tuning) tensors are watched through a sample of their values, and only if none of them
 moved is that an error: a model may hold parameters that its task never uses.
@@ -127,7 +127,9 @@ def _idle(names: list[str], now: dict[str, Tensor]) -> list[str]:
     lines = []
     if experts:
         stacks = sum(name.endswith("]") for name in now)
-        lines.append(f"first steps: no token was routed to {len(experts)} of {stacks} expert factors: {_names(experts)}")
+        lines.append(
+            f"first steps: no token was routed to {len(experts)} of {stacks} expert factors: {_names(experts)}"
+        )
     if rows:
         lines.append(f"first steps: no batch held a token of {_names(rows)}")
     return lines

@@ -102,7 +102,7 @@ def _base_reasons(start: Start, base: dict[str, Any]) -> list[str]:
 
 
 def opening_lines(job: Job) -> list[str]:
-    """What is said before the first step: the rows, what the adapter matched, every automatic choice with its reason."""
+    """What is said before the first step: the rows, what the adapter matched, every choice with its reason."""
     from lofi.adapters.registry import trainable_line
 
     lines = [*job.prepared.report.lines()]
@@ -110,15 +110,18 @@ def opening_lines(job: Job) -> list[str]:
         lines += str(job.report).splitlines()
     new = getattr(job.model, "lofi_new_tensors", [])
     lines += [f"new, not in the checkpoint: {', '.join(new)}"] if new else []
-    steps = f"{job.chosen.max_steps} steps of {job.chosen.accumulation} micro-batches, {job.chosen.steps_per_epoch} an epoch"
-    return [*lines, trainable_line(job.model), *job.chosen.lines(), steps]
+    chosen = job.chosen
+    steps = f"{chosen.max_steps} steps of {chosen.accumulation} micro-batches, {chosen.steps_per_epoch} an epoch"
+    return [*lines, trainable_line(job.model), *chosen.lines(), steps]
 
 
 def _finished(folder: RunFolder, said: list[str]) -> TrainResult:
     import json
 
     stored = json.loads(folder.result.read_text(encoding="utf-8"))
-    found = {name: path if path.is_dir() else None for name, path in (("adapter", folder.adapter), ("model", folder.model))}
+    found = {
+        name: path if path.is_dir() else None for name, path in (("adapter", folder.adapter), ("model", folder.model))
+    }
     return TrainResult(output=folder.path, metrics=stored["metrics"], lines=said, already_finished=True, **found)
 
 

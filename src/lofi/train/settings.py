@@ -137,7 +137,7 @@ def _fit(batch: int, facts: Facts, checkpointing: bool) -> tuple[int, int, str]:
     """Cut a step into the fewest forward passes whose activations fit, none shorter than the longest row."""
     room = int(facts.free_bytes * MEMORY_SHARE / max(1, facts.activation_bytes // (4 if checkpointing else 1)))
     limit, reason = room, f"activations of {room} tokens fit in {MEMORY_SHARE:.0%} of the free memory"
-    if facts.device == "cpu" and CPU_FORWARD_TOKENS < room:
+    if facts.device == "cpu" and room > CPU_FORWARD_TOKENS:
         limit, reason = CPU_FORWARD_TOKENS, "a CPU gains nothing from longer forward passes"
     if limit < facts.longest:
         limit, reason = facts.longest, "the longest row"

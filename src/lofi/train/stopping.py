@@ -1,4 +1,4 @@
-"""When to evaluate is the Trainer's affair; what follows from it is here: save what was judged, stop when it is enough."""
+"""When to evaluate is the Trainer's affair; what follows is here: save what was judged, stop when enough."""
 
 from __future__ import annotations
 

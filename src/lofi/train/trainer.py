@@ -3,7 +3,7 @@
 What it changes of the Trainer (5.20 to 5.23; every override is a method named there):
   checkpoints   `_save_checkpoint` writes aside and renames; adapter tensors, optimizer, scheduler, scaler, generators
                 and arguments as safetensors + JSON (`checkpoint.py`); the sums behind the next log line too
-  loss          the sum over labelled items / the items of the whole optimizer step (`objectives.py`), also in evaluation
+  loss          the sum over labelled items / the items of the whole optimizer step (`objectives.py`), in evaluation too
   safety        stops at the first loss or gradient that is not finite, and unless the first steps moved what they train
 What it leaves alone: the loop, the optimizer, the schedule, callbacks, data loading, evaluation metrics.
 Rejected: own training loop (trackers, accelerate and user callbacks would each need their own bridge).
@@ -106,7 +106,9 @@ class LofiTrainer(Trainer):
         self.books.begin_step(samples, items)
         return samples, items
 
-    def compute_loss(self, model: nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None):
+    def compute_loss(
+        self, model: nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None
+    ):
         if self.objective is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         total, logits = self.objective(model, inputs)
@@ -120,7 +122,9 @@ class LofiTrainer(Trainer):
 
     def compute_loss_context_manager(self) -> contextlib.ExitStack:
         stack = super().compute_loss_context_manager()
-        stack.enter_context(self.accelerator.autocast())  # the objective may go past the forward that accelerate wrapped
+        stack.enter_context(
+            self.accelerator.autocast()
+        )  # the objective may go past the forward that accelerate wrapped
         return stack
 
     def training_step(self, model: nn.Module, inputs: dict, num_items_in_batch: Any = None) -> Tensor:
@@ -161,11 +165,15 @@ class LofiTrainer(Trainer):
     def _rows(self, micros: Any) -> list[str]:
         """What the rows of some micro-batches of the current step are called."""
         loader = self.callback_handler.train_dataloader
-        return self.books.rows(loader, self.state.global_step, self.args.gradient_accumulation_steps, micros, self.row_names)
+        return self.books.rows(
+            loader, self.state.global_step, self.args.gradient_accumulation_steps, micros, self.row_names
+        )
 
     # Evaluation: the mean over all items, not a mean of batch means
 
-    def prediction_step(self, model: nn.Module, inputs: dict, prediction_loss_only: bool, ignore_keys: Any = None) -> tuple:
+    def prediction_step(
+        self, model: nn.Module, inputs: dict, prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple:
         self._wants_logits = not prediction_loss_only
         loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         if self._evaluated is not None and loss is not None:
@@ -186,14 +194,14 @@ class LofiTrainer(Trainer):
 
     # Checkpoints
 
-    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         if resume_from_checkpoint is True:
             resume_from_checkpoint = checkpoint.last_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
                 raise RequestError(f"{self.args.output_dir} holds no complete checkpoint; train without resuming")
         elif resume_from_checkpoint and not checkpoint.is_complete(Path(resume_from_checkpoint)):
             raise RequestError(f"{resume_from_checkpoint} is not a complete checkpoint of LofiTrainer; give another")
-        return super().train(str(resume_from_checkpoint) if resume_from_checkpoint else None, **kwargs)
+        return super().train(str(resume_from_checkpoint) if resume_from_checkpoint else None, *args, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.store_flos()

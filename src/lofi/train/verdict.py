@@ -44,7 +44,9 @@ def judge(rows: Sequence[dict[str, Any]]) -> Verdict:
         return Verdict(best_step=step, best_loss=best, overfitted=True, words=words)
     words = _words(step, best, last_step, last)
     if base is not None:
-        words += f"; it was {base:.4f} before" if best < base else f"; it never fell below the untrained model's {base:.4f}"
+        words += (
+            f"; it was {base:.4f} before" if best < base else f"; it never fell below the untrained model's {base:.4f}"
+        )
     return Verdict(best_step=step, best_loss=best, overfitted=False, words=words)
 
 
