@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -113,12 +112,6 @@ def test_importing_loads_neither_torch_nor_transformers(module):
 
 @pytest.mark.parametrize("name", lofi.__all__)
 def test_every_public_name_can_be_imported(name):
-    room = lofi._ROOM_OF.get(name)
-    if room is not None and not (SOURCE / room.split(".")[1]).with_suffix(".py").exists():
-        try:
-            importlib.import_module(room)
-        except ModuleNotFoundError:
-            pytest.skip(f"{room} is not written yet")
     assert getattr(lofi, name) is not None
 
 
