@@ -202,11 +202,9 @@ while True:
 
 def test_killed_while_saving_the_adapter_stays_readable(tmp_path):
     folder = save_adapter(adapted("llama"), tmp_path / "a")
-    tests = Path(__file__).resolve().parents[1]
-    env = {**os.environ, "PYTHONPATH": f"{tests}:{tests.parent / 'src'}", "OMP_NUM_THREADS": "1"}
     draw = random.Random(1)
     for _ in range(2):
-        saver = subprocess.Popen([sys.executable, "-c", SAVER, str(folder)], stdout=subprocess.PIPE, env=env)
+        saver = subprocess.Popen([sys.executable, "-c", SAVER, str(folder)], stdout=subprocess.PIPE, env=env())
         assert saver.stdout is not None and saver.stdout.readline() == b"ready\n"
         time.sleep(0.1 + draw.random() * 0.2)
         saver.send_signal(signal.SIGKILL)
@@ -215,6 +213,33 @@ def test_killed_while_saving_the_adapter_stays_readable(tmp_path):
     assert not torch.equal(read_folder(folder).tensors[Q], adapter_tensors(adapted("llama"))[
         "model.layers.0.self_attn.q_proj.lora_A"
     ])  # it did save in between
+
+
+FULL = """
+import resource, sys
+from files.families import adapted
+from lofi.errors import LofiError
+from lofi.files.adapter_folder import save_adapter
+model = adapted("llama")
+resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+try:
+    save_adapter(model, sys.argv[1])
+except LofiError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_is_one_sentence_and_the_old_adapter_stays(saved):
+    before = (saved / "adapter_model.safetensors").read_bytes()
+    said = subprocess.run([sys.executable, "-c", FULL, str(saved)], capture_output=True, text=True, env=env())
+    assert said.stdout.startswith("the disk is full: ") and said.stdout.count("\n") == 1, said.stderr
+    assert (saved / "adapter_model.safetensors").read_bytes() == before
+    assert [p.name for p in saved.parent.iterdir()] == ["a"]
+
+
+def env() -> dict[str, str]:
+    tests = Path(__file__).resolve().parents[1]
+    return {**os.environ, "PYTHONPATH": f"{tests}:{tests.parent / 'src'}", "OMP_NUM_THREADS": "1"}
 
 
 # ---- loading refuses, and leaves the model as it was

@@ -66,3 +66,9 @@ def test_a_tokenizer_that_splits_otherwise_is_noticed_first():
     assert replay(model, golden, tokenizer=tokenizer([5, 9])) == []
     difference = replay(model, golden, tokenizer=tokenizer([5, 8, 9]))[0]
     assert difference.level == "ids" and "3 tokens, recorded are 2, first other at 1" in difference.detail
+
+
+def test_a_float32_record_is_replayed_by_a_bfloat16_model():
+    model = adapted("llama")
+    golden = recorded(model)
+    assert replay(model.to(torch.bfloat16), golden) == []

@@ -80,11 +80,12 @@ def test_a_sharded_base_keeps_its_files_index_dtypes_and_metadata(tmp_path):
     shards = sorted(base.glob("*.safetensors"))
     assert len(shards) > 3
     first = {k: v.clone() for k, v in load_file(shards[0]).items()}  # one tensor of another dtype, as norms often are
-    name = next(k for k in first if "norm" in k or "lm_head" in k)
+    name = next(k for k in first if "q_proj" not in k)
     first[name] = first[name].float()
     save_file(first, shards[0], metadata={"format": "pt", "made": "here"})
     report = merge_folder(base, adapter, tmp_path / "out")
     assert report.changed == 2
+    assert report.road == "shard by shard"
     for shard in shards:
         was, now = read_header(shard), read_header(tmp_path / "out" / shard.name)
         assert was == now
@@ -180,19 +181,19 @@ def test_on_data_the_share_of_the_gain_is_said_and_min_kept_refuses(trained, tmp
     assert rows["merged", "share_kept"]["n"] == 16 and rows["base", "loss"]["value"] == losses["base"].value
 
 
-def test_a_merge_that_loses_half_the_update_is_refused_and_the_old_one_stays(trained, tmp_path, lofi_tiny, monkeypatch):
+def test_a_merge_that_loses_most_of_it_is_refused_and_the_old_one_stays(trained, tmp_path, lofi_tiny, monkeypatch):
     from lofi.merge import disk
 
     adapter, data = trained
     merge_folder(lofi_tiny, adapter, tmp_path / "out")
     before = digest(tmp_path / "out")
 
-    def halved(plan, folder, output):
+    def faint(plan, folder, output):
         for change in plan.values():
-            change.part.scale /= 2
+            change.part.scale /= 20
         return write_shards(plan, folder, output)
 
-    monkeypatch.setattr(disk, "write_shards", halved)
+    monkeypatch.setattr(disk, "write_shards", faint)
     with pytest.raises(ProofError, match=r"keeps 0\.\d+ of the adapter's gain, less than min_kept 0\.95"):
         merge_folder(lofi_tiny, adapter, tmp_path / "out", data=data, min_kept=0.95)
     assert digest(tmp_path / "out") == before
@@ -212,7 +213,7 @@ def test_without_a_gain_there_is_no_share_and_min_kept_refuses(tmp_path, lofi_ti
     with pytest.warns(LofiWarning, match="rounds this adapter away"):
         report = merge_folder(lofi_tiny, tmp_path / "adapter", tmp_path / "out", data=data)
     assert report.verdict.share_kept is None and "cannot be told from 0" in "\n".join(report.lines())
-    with pytest.raises(ProofError, match="gain cannot be told from 0"), pytest.warns(LofiWarning):
+    with pytest.raises(ProofError, match="gain cannot be told from 0"):
         merge_folder(lofi_tiny, tmp_path / "adapter", tmp_path / "out2", data=data, min_kept=0.5)
     assert not (tmp_path / "out2").exists()
 
@@ -261,6 +262,37 @@ def test_min_kept_needs_data_and_a_share(tmp_path):
         merge_folder(tmp_path, tmp_path, tmp_path, data="x", min_kept=95)
 
 
+FULL = """
+import resource, sys
+from lofi.errors import LofiError
+from lofi.merge.disk import merge_folder
+import lofi.models.load, lofi.data.prepare  # imported before the limit: compiled files are written too
+resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+try:
+    merge_folder(*sys.argv[1:4])
+except LofiError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("targets", [["q_proj"], ["lm_head"]])
+def test_a_full_disk_is_one_sentence_and_nothing_is_lost(targets, tmp_path):
+    base, adapter = make(tmp_path, "llama_tied", target_modules=targets)
+    before = digest(tmp_path)
+    said = run(FULL, base, adapter, tmp_path / "out")
+    assert said.startswith("the disk is full: ") and said.count("\n") == 1
+    assert digest(tmp_path) == before
+
+
+def run(script: str, *arguments: Path) -> str:
+    source = Path(__file__).resolve().parents[2] / "src"
+    env = {"PYTHONPATH": str(source), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    said = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    assert said.returncode == 0, said.stderr
+    return said.stdout
+
+
 MEASURE = """
 import sys, threading, time
 from pathlib import Path
@@ -303,9 +335,4 @@ def test_at_most_two_shards_are_in_memory_while_writing(tmp_path):
     lofi.save_adapter(model, tmp_path / "adapter")
     shards = [p.stat().st_size for p in (tmp_path / "base").glob("*.safetensors")]
     assert sum(shards) > 5 * max(shards)
-    command = [sys.executable, "-c", MEASURE, *(str(tmp_path / x) for x in ("base", "adapter", "out"))]
-    source = Path(__file__).resolve().parents[2] / "src"
-    env = {"PYTHONPATH": str(source), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    said = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
-    assert said.returncode == 0, said.stderr
-    assert int(said.stdout) < 2 * max(shards)
+    assert int(run(MEASURE, tmp_path / "base", tmp_path / "adapter", tmp_path / "out")) < 2 * max(shards)

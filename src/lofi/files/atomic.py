@@ -15,11 +15,14 @@ import errno
 import fnmatch
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from lofi.errors import LofiError
 
@@ -45,6 +48,12 @@ def disk_errors(path: str | Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise LofiError(_sentence(path, error)) from error
+    except SafetensorError as error:  # save_pretrained's writer tells the system's error only in its text
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        code = int(number.group(1))
+        raise LofiError(_sentence(path, OSError(code, os.strerror(code)))) from error
 
 
 def _sentence(path: str | Path, error: OSError) -> str:

@@ -54,7 +54,7 @@ def base_fingerprint(model: nn.Module, *, exclude: Iterable[str] = ()) -> dict[s
 
 def architecture(model: nn.Module) -> dict[str, Any]:
     """The fields of a model's config that change its function, nested ones with dots; without config its class."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if not hasattr(config, "to_dict"):
         return {"class": type(model).__name__}
     return dict(sorted(_flatten(json.loads(json.dumps(config.to_dict(), default=str)))))

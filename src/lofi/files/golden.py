@@ -60,9 +60,10 @@ def make_golden(
     logits alone. The tolerance covers another batch size, kernel or machine in the model's own dtype.
     """
     if prompts is None:
-        prompts = random_prompts(int(model.config.vocab_size))  # type: ignore[union-attr, arg-type]
+        config: Any = model.config
+        prompts = random_prompts(int(config.get_text_config().vocab_size))
     steps = max_new_tokens if _speaks(model) else 0
-    records = []
+    records: list[dict[str, Any]] = []
     for i, ids in enumerate(prompts):
         spoken = _speak(model, list(ids), steps, set(stop_ids), top)
         record = {"ids": list(ids), "output": spoken.output, "stopped": spoken.stopped, "top": spoken.top}
@@ -82,10 +83,13 @@ def replay(model: nn.Module, golden: Mapping[str, Any], *, tokenizer: Any = None
 
     With a tokenizer, prompts that have a text are encoded anew (without special tokens) and compared first. Where two
     candidates were closer than the tolerance, either continuation is accepted and the comparison of that prompt ends.
+    The tolerance is the wider of the recorded one and that of this model's dtype.
     """
+    largest = max((abs(v) for r in golden["prompts"] for step in r["top"] for _, v in step), default=1.0)
+    tolerance = max(golden["tolerance"], _tolerance(model, largest))
     found = []
     for i, record in enumerate(golden["prompts"]):
-        difference = _ids(record, tokenizer) or _replay_one(model, golden, record)
+        difference = _ids(record, tokenizer) or _replay_one(model, {**golden, "tolerance": tolerance}, record)
         if difference is not None:
             found.append(Difference(i, *difference))
     return found
@@ -114,8 +118,8 @@ def _replay_one(model: nn.Module, golden: Mapping[str, Any], record: Mapping[str
                 return None  # a tie within the tolerance: what follows cannot be compared
             return "output", f"step {step} is token {spoken.output[step : step + 1]}, was {record['output'][step]}"
     if spoken.stopped != record["stopped"]:
-        now, before = _ended(spoken.stopped), _ended(record["stopped"])
-        return "stop", f"it {now} after {len(spoken.output)} tokens, when recorded it {before}"
+        ending, before = _ended(spoken.stopped), _ended(record["stopped"])
+        return "stop", f"it {ending} after {len(spoken.output)} tokens, when recorded it {before}"
     return None
 
 
@@ -123,7 +127,7 @@ def _ended(stopped: bool) -> str:
     return "stopped" if stopped else "went on"
 
 
-def _gap(then: list, now: list, tolerance: float) -> str | None:
+def _gap(then: list[Any], now: list[Any], tolerance: float) -> str | None:
     """What is wrong with the logits of one step, comparing the recorded candidates by their ids."""
     found = {int(i): v for i, v in now}
     floor = min(found.values())

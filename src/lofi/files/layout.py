@@ -122,7 +122,7 @@ def read_entry(handle, header: Header, entry: Entry) -> torch.Tensor:
     """Read one tensor through an open binary file of that header, as `entry.dtype` and `entry.shape`."""
     handle.seek(header.data_start + entry.begin)
     raw = torch.empty(entry.end - entry.begin, dtype=torch.uint8)
-    read = handle.readinto(memoryview(raw.numpy())) if raw.numel() else 0
+    read = handle.readinto(raw.numpy()) if raw.numel() else 0
     dtype = DTYPES[entry.dtype]
     numel = 1
     for size in entry.shape:
@@ -178,7 +178,7 @@ def write_safetensors(
             assert tensor.dtype == dtype and tuple(tensor.shape) == tuple(shape), (name, tensor.dtype, tensor.shape)
             if tensor.numel():
                 flat = tensor.to("cpu").contiguous().reshape(-1).view(torch.uint8)
-                handle.write(memoryview(flat.numpy()))
+                handle.write(flat.numpy().data)
         handle.flush()
         os.fsync(handle.fileno())
 

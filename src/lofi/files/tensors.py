@@ -78,7 +78,7 @@ def _digest(text: str, tensors: Mapping[str, torch.Tensor]) -> str:
         flat = tensors[name].detach().cpu().contiguous().reshape(-1)
         digest.update(f"{name}{flat.dtype}{list(tensors[name].shape)}".encode())
         if flat.numel():
-            digest.update(memoryview(flat.view(torch.uint8).numpy()))
+            digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -92,8 +92,9 @@ def _base_folder(base_path: str | Path) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    wanted = ["*.safetensors*", "*.json", "*.txt", "*.jinja", "*.model"]
     try:
-        return Path(snapshot_download(str(base_path), allow_patterns=["*.safetensors*", "*.json", "*.txt", "*.jinja"]))
+        return Path(snapshot_download(str(base_path), allow_patterns=wanted))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise ModelError(f"{base_path} is no folder and could not be fetched from the hub ({error})") from error
 

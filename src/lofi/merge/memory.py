@@ -40,5 +40,5 @@ def merge_and_unload(model: nn.Module, name: str = "default", inplace: bool = Fa
 
 
 def _takes_ids(model: Any) -> bool:
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     return hasattr(config, "get_text_config") and hasattr(config.get_text_config(), "vocab_size")
