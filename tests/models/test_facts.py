@@ -6,7 +6,17 @@ import pytest
 
 from lofi.errors import ModelError
 from lofi.models.counting import meta_model
-from lofi.models.facts import backbone, check_task, head_names, linear_counts, output_head_name, task_of, tied_groups
+from lofi.models.facts import (
+    backbone,
+    check_task,
+    head_names,
+    linear_counts,
+    output_head_name,
+    task_of,
+    tied_groups,
+    twin_tokens,
+)
+from lofi.models.load import load_model
 
 
 @pytest.mark.parametrize(
@@ -65,3 +75,13 @@ def test_matrices_are_counted_by_last_name_and_shape(tiny):
     assert counts["q_proj", "24 x 24 Linear"] == 2 and counts["k_proj", "12 x 24 Linear"] == 2
     assert counts["embed_tokens", "97 x 24 Embedding"] == 1
     assert linear_counts(tiny.model("gpt2"))["c_attn", "24 x 72 Conv1D"] == 2
+
+
+def test_tokens_that_pretraining_never_saw_are_twins_and_others_are_not(lofi_tiny):
+    model = load_model(lofi_tiny)
+    assert twin_tokens(model, 3) > 50  # <|im_end|>, which the shipped model never saw
+    assert twin_tokens(model, 1) == 0  # <|endoftext|>, which it did
+
+
+def test_a_model_without_an_output_head_has_no_twins(tiny):
+    assert twin_tokens(tiny.model("bert", head="AutoModelForSequenceClassification"), 3) == 0

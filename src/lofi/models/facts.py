@@ -75,10 +75,26 @@ def head_names(model: nn.Module) -> list[str]:
     return names
 
 
-def output_head_name(model: nn.Module) -> str | None:
+def output_head_name(model: Any) -> str | None:
     """Module path of the language-model head ("lm_head", "cls.predictions.decoder"), None where there is none."""
     head = model.get_output_embeddings()
     return next((name for name, module in model.named_modules() if module is head), None) if head is not None else None
+
+
+def twin_tokens(model: nn.Module, token: int, *, within: float = 0.05) -> int:
+    """How many other tokens have nearly the same row in the output head: ||W_j - W_t|| < within ||W_t||.
+
+    Tokens that pretraining never saw keep one common row (rows of tokens that it saw are about their own norm apart).
+    Hardly any hidden state prefers one of them, so an answer that must end in such a token does not end while that row
+    is frozen. 0 for a model without an output head.
+    """
+    head: Any = model.get_output_embeddings()
+    if head is None:
+        return 0
+    wanted = head.weight.detach()[token].float()  # (D,)
+    limit = within * wanted.norm()
+    near = sum(int(((rows.float() - wanted).norm(dim=1) < limit).sum()) for rows in head.weight.detach().split(4096))
+    return near - 1
 
 
 def tied_groups(model: nn.Module) -> list[list[str]]:

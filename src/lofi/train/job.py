@@ -7,7 +7,7 @@ new), the adapter before the choices (memory). Everything that can be refused is
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -173,12 +173,42 @@ def _model(
         model.config.pad_token_id = padding  # classifiers over a decoder find a row's last token by it
     if prepared.multi_label:
         model.config.problem_type = "multi_label_classification"
-    report = add_adapter(model, recipe.lora.to_config()) if recipe.method == "lora" else None
-    if report is None:
+    report = None
+    if recipe.method == "lora":
+        lora, note = with_stop_row(model, recipe.lora.to_config(), prepared.text_format)
+        report = add_adapter(model, lora)
+        report.notes += [note] if note else []
+    else:
         model.requires_grad_(True)
     if recipe.train.gradient_checkpointing:
         enable(model)
     return model, report
+
+
+def with_stop_row(model: Any, config: Any, text_format: Any) -> tuple[Any, str | None]:
+    """The config, with the stop token's own row trained where the frozen head could not tell that token from others.
+
+    Without that row every answer would be trained to end and none would: the loss falls, generation never stops.
+    """
+    from lofi.models.facts import twin_tokens
+
+    stops = text_format.stop_ids[:1] if text_format is not None else []
+    twins = twin_tokens(model, stops[0]) if stops else 0
+    if not twins or config.trainable_token_indices is not None or _adapts_embedding(model, config):
+        return config, None
+    fact = f"the stop token (id {stops[0]}) has nearly the same row in the output head as {twins} others"
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if embedding.weight is head.weight:
+        return replace(config, trainable_token_indices=list(stops)), f"{fact}, so its own row trains too"
+    return config, f"{fact}: add the output head to lora.target_modules, or answers will not end"
+
+
+def _adapts_embedding(model: Any, config: Any) -> bool:
+    """Whether the config moves the embedding's rows anyway."""
+    from lofi.adapters.target import matches
+
+    paths = [path for path, module in model.named_modules() if module is model.get_input_embeddings()]
+    return any(matches(path, config.target_modules) for path in paths)
 
 
 def _facts(recipe: Recipe, rows: Rows, model: Any, prepared: Any, *, device: str, dtype: Any) -> Facts:
