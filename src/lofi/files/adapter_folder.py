@@ -72,7 +72,8 @@ def save_adapter(
     with atomic_folder(folder) as aside:
         peft = peft_format.config_to_peft(adapter, base_path=_base_path(model))
         save_safetensors(aside / TENSORS, stored)
-        write_json(aside / CONFIG, peft)
+        # not write_json, which sorts: the first matching key of rank_pattern wins, so their order means something
+        write_text(aside / CONFIG, json.dumps(peft, ensure_ascii=False, indent=2) + "\n")
         write_json(aside / RECORD, {**_record(model, adapter), **(record or {})})
         write_text(aside / "README.md", card_text(adapter, peft["base_model_name_or_path"]))
         _prove_same(read_folder(aside), stored, folder)
@@ -145,6 +146,9 @@ def read_folder(folder: str | Path) -> AdapterFolder:
     if not tensors:
         raise AdapterFileError(f"{path / TENSORS} holds no tensor; train the adapter and save it again")
     record = _read_json(path / RECORD) if (path / RECORD).is_file() else {}
+    base = record.get("base", {"architecture": {}, "tensors": {}})
+    if not isinstance(base, dict) or not {"architecture", "tensors"} <= base.keys():
+        raise AdapterFileError(f"{path / RECORD} holds no usable base fingerprint; use the folder as it was saved")
     if record and record.get("format") != FORMAT:
         raise AdapterFileError(
             f"{path / RECORD} has format {record.get('format')!r}, this lofi reads {FORMAT}; use the lofi that wrote it"

@@ -79,6 +79,8 @@ def config_to_peft(adapter: Adapter, *, base_path: str | None = None) -> dict[st
         "peft_version": PEFT_VERSION,
         "revision": None,
         "lora_alpha": _whole(config.lora_alpha),
+        "rank_pattern": _reaching_experts(config.rank_pattern, adapter),
+        "alpha_pattern": _reaching_experts(config.alpha_pattern, adapter),
         "modules_to_save": sorted(p for p, part in adapter.parts.items() if part.kind == "copy") or None,
         "target_modules": _targets(adapter),
         "trainable_token_indices": _token_indices(adapter),
@@ -88,6 +90,23 @@ def config_to_peft(adapter: Adapter, *, base_path: str | None = None) -> dict[st
 
 def _linears(adapter: Adapter) -> list[Any]:
     return [part for part in adapter.parts.values() if part.kind == "linear"]
+
+
+def _reaching_experts(patterns: Mapping[str, Any], adapter: Adapter) -> dict[str, Any]:
+    """Keys that mean an experts module, widened to its parameters: PEFT asks for `experts.down_proj`, we for `experts`."""
+    wide = {}
+    experts = {path: list(part.pairs) for path, part in adapter.parts.items() if part.kind == "experts"}  # type: ignore
+    for key, value in patterns.items():
+        missed = any(
+            _means(key, path) and not all(_means(key, f"{path}.{name}") for name in names)
+            for path, names in experts.items()
+        )
+        wide[rf"({key})(\.\w+)?" if missed else key] = value
+    return wide
+
+
+def _means(key: str, path: str) -> bool:
+    return re.match(rf"(.*\.)?({key})$", path) is not None
 
 
 def _whole(number: float) -> float:
