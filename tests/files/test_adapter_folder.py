@@ -392,6 +392,12 @@ def test_a_record_of_a_later_format_is_refused(saved):
         read_folder(saved)
 
 
+def test_a_record_whose_fingerprint_was_cut_is_named(saved):
+    edit_json(saved, "lofi.json", base={"path": "x"})
+    with pytest.raises(AdapterFileError, match=r"lofi\.json holds no usable base fingerprint"):
+        read_folder(saved)
+
+
 def test_a_name_that_is_taken_is_refused_and_the_first_stays(saved):
     model = family_model("llama")
     load_adapter(model, saved)

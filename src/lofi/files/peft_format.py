@@ -93,7 +93,7 @@ def _linears(adapter: Adapter) -> list[Any]:
 
 
 def _reaching_experts(patterns: Mapping[str, Any], adapter: Adapter) -> dict[str, Any]:
-    """Keys that mean an experts module, widened to its parameters: PEFT asks for `experts.down_proj`, we for `experts`."""
+    """Keys that mean an experts module, widened to its parameters: PEFT asks for those, we for the module."""
     wide = {}
     experts = {path: list(part.pairs) for path, part in adapter.parts.items() if part.kind == "experts"}  # type: ignore
     for key, value in patterns.items():
