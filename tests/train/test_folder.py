@@ -127,5 +127,5 @@ def test_prompts_and_completions_are_for_the_head_that_the_model_has():
 def test_rows_of_similar_length_are_grouped_and_each_row_once():
     groups = rows_at_a_time([9, 1, 8, 2, 7], 2, seed=1)
     assert [len(one) for one in groups] == [2, 2, 1]
-    assert sorted(sum(groups, start=[])) == [0, 1, 2, 3, 4]
+    assert sorted(row for one in groups for row in one) == [0, 1, 2, 3, 4]
     assert set(groups[0]) == {1, 3}

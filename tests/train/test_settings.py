@@ -21,8 +21,9 @@ def facts(**changes) -> Facts:
 
     settings = {
         "device": "cuda",
-        "dtype": DtypeChoice(torch.bfloat16, "asked", autocast=True), 
-        "packs": True, "packs_why": "proved", "longest": 300, "free_bytes": 10 * GIB, "activation_bytes": 2**20, "threads": 3,
+        "dtype": DtypeChoice(torch.bfloat16, "asked", autocast=True),
+        "packs": True, "packs_why": "proved", "longest": 300, "width": 256,
+        "free_bytes": 10 * GIB, "activation_bytes": 2**20, "threads": 3,
     }  # fmt: skip
     return Facts(**(settings | changes))
 
@@ -88,6 +89,11 @@ def test_steps_follow_from_the_micro_batches():
     assert count_steps(chosen, recipe(max_steps=7, warmup_steps=5), 10, False).warmup_steps == 5
     assert count_steps(chosen, recipe(max_steps=2), 10, True).eval_steps == 2
     assert count_steps(chosen, recipe(scheduler="constant"), 10, False).warmup_steps == 0
+
+
+def test_packed_rows_are_as_wide_as_the_model_unless_a_row_is_longer():
+    assert choose(recipe(), facts()).row_tokens == 300
+    assert choose(recipe(), facts(width=1024)).row_tokens == 1024
 
 
 def test_choices_survive_json():

@@ -1,9 +1,8 @@
 """The end of a run: the trained weights in their folder with what proves them, the figures, the last words.
 
 The adapter is saved with lofi.json (`lofi.files`): hashes of data and tokenizer, the rule of text, labels, figures,
-golden prompts. A fully trained
-model is saved as transformers saves it, in the dtype its base has on disk (float32 masters
-rounded once), with its tokenizer. `result.json` comes last and makes the run a finished one.
+golden prompts. A fully trained model is saved as transformers saves it, in the dtype its base has on disk (float32
+masters rounded once), with its tokenizer. `result.json` comes last and makes the run a finished one.
 """
 
 from __future__ import annotations

@@ -221,6 +221,7 @@ def _facts(recipe: Recipe, rows: Rows, model: Any, prepared: Any, *, device: str
         packs=packs,
         packs_why=why,
         longest=max(example.size for example in prepared.examples),
+        width=int(getattr(model.config, "hidden_size", 0) or 0),
         free_bytes=free_bytes(device),
         activation_bytes=activation_bytes(model.config, dtype.dtype.itemsize),
         threads=torch.get_num_threads(),
@@ -252,7 +253,8 @@ def _group(chosen: Chosen, prepared: Any, tokenizer: Any) -> Any:
 
     seed, pad = stream(chosen.seed, "data"), pad_id(tokenizer)
     if chosen.micro_rows is None:
-        return group(prepared.examples, micro_tokens=chosen.micro_tokens, pack=chosen.packing, pad_id=pad, seed=seed)
+        size = {"micro_tokens": chosen.micro_tokens, "max_length": chosen.row_tokens}
+        return group(prepared.examples, pack=chosen.packing, pad_id=pad, seed=seed, **size)
     groups = rows_at_a_time([example.size for example in prepared.examples], chosen.micro_rows, seed)
     trained = [sum(prepared.examples[i].n_trained for i in one) for one in groups]
     batches = MicroBatches(prepared.examples, [[[i] for i in one] for one in groups], pad, False, 0.0, trained)

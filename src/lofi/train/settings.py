@@ -20,7 +20,7 @@ from lofi.train.seeds import stream
 LEARNING_RATE = {"lora": 2.0e-4, "full": 2.0e-5}
 """Peak learning rates; an adapter's best is about ten times full fine-tuning's (LoRA Without Regret, 2025)."""
 CPU_FORWARD_TOKENS = 2048
-"""More tokens a forward pass gain nothing on a CPU: its matrix products are already at full speed."""
+"""More tokens a forward pass gain nothing on a CPU: 512 to 4096 of them were equally fast (lofi-tiny, LoRA, bf16)."""
 MEMORY_SHARE = 0.4
 """Share of the free memory that activations may take."""
 KEPT_CHECKPOINTS = 2
@@ -37,6 +37,8 @@ class Facts:
     packs_why: str
     longest: int
     """Tokens of the longest training row."""
+    width: int
+    """Hidden size D of the model."""
     free_bytes: int
     activation_bytes: int
     """Bytes that one token's activations take in a forward pass that keeps them."""
@@ -56,6 +58,8 @@ class Chosen:
     micro_tokens: int | None
     """Tokens of a forward pass, padding included; None where micro_rows rules."""
     micro_rows: int | None
+    row_tokens: int
+    """Most tokens of a packed row: with T <= D attention (4 T D a token) is at most a sixth of the products (24 D D)."""
     accumulation: int
     learning_rate: float
     gradient_checkpointing: bool
@@ -101,6 +105,7 @@ def choose(recipe: Recipe, facts: Facts) -> Chosen:
         packing=facts.packs,
         micro_tokens=None if train.micro_batch_size is not None else micro_tokens,
         micro_rows=train.micro_batch_size,
+        row_tokens=max(facts.longest, facts.width),
         accumulation=accumulation,
         learning_rate=rate,
         gradient_checkpointing=train.gradient_checkpointing,
