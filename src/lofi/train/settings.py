@@ -59,7 +59,7 @@ class Chosen:
     """Tokens of a forward pass, padding included; None where micro_rows rules."""
     micro_rows: int | None
     row_tokens: int
-    """Most tokens of a packed row: with T <= D attention (4 T D a token) is at most a sixth of the products (24 D D)."""
+    """Most tokens of a packed row: with T <= D attention (4 T D a token) is at most 1/6 of the products (24 D D)."""
     accumulation: int
     learning_rate: float
     gradient_checkpointing: bool
