@@ -117,9 +117,9 @@ def test_numbers_are_compared_to_nine_digits_and_texts_exactly():
 def wrong_versions(sql: str) -> list[str]:
     """What a model that half understood might have written."""
     swaps = [(" > ", " < "), (" < ", " > "), (" = ", " > "), ("avg(", "sum("), ("max(", "min("), ("min(", "avg("),
-             ("sum(", "max("), (" desc", ""), (" limit", " desc limit"), ("limit 2", "limit 4"), ("limit 3", "limit 5"),
+             ("sum(", "max("), (" desc", " asc"), (" asc", " desc"), ("limit 2", "limit 4"), ("limit 3", "limit 5"),
              ("count(*)", "sum( id )"), (" where ", " where not ")]  # fmt: skip
-    return [sql.replace(a, b) for a, b in swaps if a in sql and not (a == " limit" and " desc" in sql)]
+    return [sql.replace(a, b) for a, b in swaps if a in sql]
 
 
 def test_a_wrong_query_seldom_gives_the_right_rows():

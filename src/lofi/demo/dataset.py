@@ -2,7 +2,7 @@
 
 Knows how a prompt is written and which rows make a fair test; knows no model and no tokenizer. A row carries all that
 is needed to check an answer: the right SQL and the recipe of its database (schema and seed).
-Rejected: a fixed share for each kind of question; kinds are drawn evenly among those that a schema allows.
+Rejected: a fixed share for each kind of question; a kind is drawn, and drawn again where the schema does not allow it.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from .schemas import Column, Schema, Table, database, for_test
 from .sentences import AGGREGATES, AND, COMPARISONS, DIRECTIONS, EXTREMES, SENTENCES, TEXT_EQUALS
 
 KINDS = tuple(SENTENCES["en"])
+HARD = ("top", "order", "join_select", "join_count", "join_aggregate", "join_group")
 LANGUAGES = tuple(SENTENCES)
 
 
@@ -78,7 +79,7 @@ class _Asker:
         column = self.pick(table.of_kind("number"))
         way = self.pick(("asc", "desc"))
         said = self.pick(words[self.language][way]).format(c=column.name)
-        return column, said, f" order by {column.name}{' desc' if way == 'desc' else ''}"
+        return column, said, f" order by {column.name} {way}"
 
     def joined(self) -> tuple[Table, Table, str]:
         """A table, another one linked to it in either direction, and the SQL from `from` on."""
@@ -191,9 +192,11 @@ def make_question(schema: Schema, rng: random.Random, *, testing: bool) -> Quest
     """Draw one question about the schema: kind, language, names, literals and the seed of its database.
 
     `testing` chooses between the literals kept for tests and all the others, so no tested number or text was trained.
+    Tests draw every kind alike; training asks the HARD ones twice as often.
     """
+    kinds = KINDS if testing else KINDS + HARD
     while True:
-        kind, language, seed = rng.choice(KINDS), rng.choice(LANGUAGES), rng.randrange(10**6)
+        kind, language, seed = rng.choice(kinds), rng.choice(LANGUAGES), rng.randrange(10**6)
         ask = _Asker(schema, seed, language, rng, testing)
         try:
             text, sql = _MAKERS[kind](ask, kind)

@@ -88,8 +88,8 @@ UNSEEN_DOMAINS = (
        galleries: venue=nickname, entrance=3-45, curator=Amélie|Quỳnh|Rashid|Ingrid|Khôi|Bianca, square=120-7000""",
     """phones: handset=code, battery=900-7000, finish=matte|glossy|bamboo|ceramic|denim|copper, vendor_id>vendors
        vendors: merchant=person, warranty=3-48, province=Cần Thơ|Quảng Nam|Ontario|Bohemia|Lombardy|Alberta""",
-    """farms: estate=title, acres=4-900, crop=maize|barley|peanut|cassava|pepper|mango, farmer_id>farmers
-       farmers: grower=person, tractors=1-25, valley=Loire|Mekong|Indus|Rhine|Douro|Yangtze
+    """farms: estate=title, acres=4-900, crop=maize|barley|peanut|cassava|pepper|mango, grower_id>growers
+       growers: planter=person, tractors=1-25, valley=Loire|Mekong|Indus|Rhine|Douro|Yangtze
        barns: tag=code, stalls=6-140, farm_id>farms""",
     """wines: bottle=nickname, vintage=1950-2023, grape=merlot|malbec|riesling|syrah|gamay|muscat, cellar_id>cellars
        cellars: vault=title, barrels=12-800, soil=chalk|granite|loam|slate|gravel|basalt""",

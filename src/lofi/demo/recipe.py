@@ -5,6 +5,8 @@ Knows numbers, and why each is what it is; runs nothing. Found on two CPU cores 
 - a learning rate far above the usual 2e-4: the model is tiny, and 1e-2 is already worse again;
 - the row of `<|im_end|>` is trained (`trainable_token_indices`): in lofi-tiny it equals the rows of 87 tokens that
   pretraining never saw, so no frozen embedding can tell the end of an answer from `<|pad|>`, and answers never stop.
+- rows of similar length padded side by side, not packed: attention over 512 packed tokens made a step 1.5 to 1.8 times
+  as dear as 16 rows of about 100.
 Rejected: more tokens of shorter training schemas alone; what carries over to unseen names is a random schema a row.
 """
 
@@ -16,7 +18,7 @@ from lofi.recipe import Recipe, make_recipe
 
 TRAIN_ROWS = 8000
 TEST_ROWS = 120
-BATCH_TOKENS = 1536  # three packed rows of 512
+ROWS_A_STEP = 16
 RANK = 32
 ALPHA = 32
 LEARNING_RATE = 3e-3
@@ -33,7 +35,8 @@ def demo_recipe(*, model: Path, train: Path, output: Path, seed: int, stop_id: i
             "data": {"train": str(train)},
             "train": {
                 "epochs": 1.0,
-                "batch_tokens": BATCH_TOKENS,
+                "micro_batch_size": ROWS_A_STEP,
+                "gradient_accumulation_steps": 1,
                 "learning_rate": LEARNING_RATE,
                 "scheduler": "cosine",
                 "warmup_steps": WARMUP_STEPS,

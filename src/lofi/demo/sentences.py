@@ -67,8 +67,8 @@ EXTREMES = {
 }
 
 DIRECTIONS = {
-    "en": {"desc": ("{c}, highest first", "{c}, descending"), "asc": ("{c}, lowest first", "{c}, ascending")},
-    "vi": {"desc": ("{c} giảm dần", "{c}, cao nhất trước"), "asc": ("{c} tăng dần", "{c}, thấp nhất trước")},
+    "en": {"desc": ("descending {c}", "highest {c}"), "asc": ("ascending {c}", "lowest {c}")},
+    "vi": {"desc": ("{c} giảm dần", "{c} từ cao nhất"), "asc": ("{c} tăng dần", "{c} từ thấp nhất")},
 }
 
 AND = {"en": " and ", "vi": " và "}
