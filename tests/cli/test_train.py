@@ -75,3 +75,23 @@ def test_resume_of_a_finished_run_is_exit_0_and_says_so(finished, small_model, d
 def test_a_finished_run_is_not_overwritten(finished, small_model, data, capsys):
     assert main(["train", "--model", str(small_model), "--data", str(data), "--output", str(finished)]) == 2
     assert "holds a finished run" in capsys.readouterr().err
+
+
+def test_full_fine_tuning_under_json_is_one_object_and_the_model_can_be_asked(small_model, data, tmp_path, capsys):
+    flags = ["--model", str(small_model), "--data", str(data), "--output", str(tmp_path / "full"), "--dtype", "fp32"]
+    words = ["method=full", "train.max_steps=2", "train.batch_tokens=64", "train.learning_rate=1e-3"]
+    assert main(["train", *flags, *words, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["adapter"], said["model"]) == (None, str(tmp_path / "full" / "model"))
+    assert "count to" in (tmp_path / "full" / "report.html").read_text()
+    asked = ["generate", "--model", said["model"], "--prompt", "count to 3", "--max-new-tokens", "3", "--json"]
+    assert main(asked) == 0
+    assert json.loads(capsys.readouterr().out)["answers"][0]["who"] == "base"
+
+
+def test_a_merge_from_the_command_line_keeps_what_was_learned(finished, small_model, data, tmp_path, capsys):
+    flags = ["--model", str(small_model), "--adapter", str(finished), "--output", str(tmp_path / "merged")]
+    assert main(["merge", *flags, "--data", str(data / "test.jsonl"), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert {"who", "metric", "value", "low", "high", "n"} <= set(said["results"][0])
+    assert (tmp_path / "merged" / "model.safetensors").is_file()
