@@ -10,7 +10,7 @@ from results.lab import Lab, Section
 def run(lab: Lab) -> Section:
     opt = _opt()
     gpt3 = lora_parameters([(12288, 12288)] * 2 * 96, 4)
-    full = 175_255_800_000  # LoRA paper, table 4: parameters of the fully fine-tuned GPT-3
+    full = 175_000_000_000  # GPT-3 175B
     dense, low = 512 * 64, lora_parameters([(512, 64)], 8)
     fewer = f"{low:,} against {dense:,} ({100 * (1 - low / dense):.0f} % fewer)"
     rows = [

@@ -12,8 +12,9 @@ KILLS, ROWS = 20, 600
 
 
 def run(lab: Lab) -> Section:
-    import lofi.train.run  # before the forks, so that each attempt starts at once
     from bench.kill_resume import kill_and_resume
+
+    import lofi.train.run  # before the forks, so that each attempt starts at once
     from lofi.recipe import load_recipe
 
     assert lofi.train.run

@@ -34,15 +34,17 @@ def run(lab: Lab) -> Section:
 
 
 def _row(family: str) -> list[str]:
-    from files.families import family_model, logits, stir
     from peft import PeftModel
     from safetensors.torch import load_file
+
+    from files.families import family_model, logits, stir
 
     ours = family_model(family)
     lofi.add_adapter(ours, lofi.LoraConfig(r=4, lora_alpha=7))
     stir(ours)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
+        warnings.simplefilter("ignore", FutureWarning)  # transformers' own, about names that PEFT still calls
         lofi.save_adapter(ours, folder)
         theirs = PeftModel.from_pretrained(family_model(family), folder).eval()
         again = Path(folder) / "again"

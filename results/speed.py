@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bench.merged_forward import run as forward
+
 from results.lab import Lab, Section
 
 

@@ -6,8 +6,8 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-from data.letters import letters
 
+from data.letters import letters
 from lofi.data.labels import IGNORED
 from lofi.data.prepare import prepare
 from lofi.data.records import from_rows, load_records

@@ -6,8 +6,8 @@ import copy
 import json
 
 import pytest
-from data.letters import letters
 
+from data.letters import letters
 from lofi.data.format import TextFormat
 from lofi.errors import DataError
 

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from data.letters import letters
 
 import lofi.data
+from data.letters import letters
 from lofi.data.format import TextFormat
 from lofi.data.labels import IGNORED
 from lofi.data.prepare import prepare

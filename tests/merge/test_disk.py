@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from files.families import family_model, logits, stir
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lofi
+from files.families import family_model, logits, stir
 from lofi.errors import LofiError, LofiWarning, ModelError, ProofError, RequestError
 from lofi.files.layout import read_header
 from lofi.merge.disk import merge_folder

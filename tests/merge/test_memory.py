@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from files.families import adapted, family_model, logits, stir
 from torch import nn
 from transformers import AutoModelForCausalLM
 
 import lofi
+from files.families import adapted, family_model, logits, stir
 from lofi.adapters.registry import adapters_of, base_state
 from lofi.adapters.switch import adapters_off
 from lofi.errors import TargetError

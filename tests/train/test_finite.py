@@ -8,11 +8,11 @@ import operator
 
 import pytest
 import torch
-from tiny_training import arguments, language_rows, tiny_llama, with_lora
 
 from lofi.errors import NonFiniteError
 from lofi.train.finite import bad_activation, bad_gradient
 from lofi.train.trainer import LofiTrainer
+from tiny_training import arguments, language_rows, tiny_llama, with_lora
 
 
 def trainer_of(model, folder, **changes) -> LofiTrainer:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_training import arguments, language_rows, tiny_llama, tiny_t5, with_lora
 
 from lofi.adapters.registry import adapter_tensors
 from lofi.errors import ProofError
 from lofi.train.proofs import FirstSteps, watched
 from lofi.train.trainer import LofiTrainer
+from tiny_training import arguments, language_rows, tiny_llama, tiny_t5, with_lora
 
 
 def run(model, folder, **changes) -> LofiTrainer:

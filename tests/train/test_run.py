@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_training import tiny_bert, tiny_t5
 
 import lofi
 from lofi.errors import DataError, LofiError, NonFiniteError, ProofError, RecipeError
 from lofi.recipe import make_recipe
 from lofi.train.interrupt import Interrupted
 from lofi.train.run import train
+from tiny_training import tiny_bert, tiny_t5
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ANIMALS = ("cat", "dog", "bird", "horse", "fox", "mouse", "fish")

@@ -8,6 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+
+import lofi
+from lofi.errors import RequestError
+from lofi.train.checkpoint import is_complete, last_checkpoint
+from lofi.train.collate import PadRows
+from lofi.train.trainer import LofiTrainer
 from tiny_training import (
     arguments,
     language_rows,
@@ -17,12 +23,6 @@ from tiny_training import (
     trained_tensors,
     with_lora,
 )
-
-import lofi
-from lofi.errors import RequestError
-from lofi.train.checkpoint import is_complete, last_checkpoint
-from lofi.train.collate import PadRows
-from lofi.train.trainer import LofiTrainer
 
 
 def labelled_rows(count: int = 21, seed: int = 4, per_token: bool = False) -> list[dict]:

@@ -82,12 +82,10 @@ class _Asker:
         return column, said, f" order by {column.name} {way}"
 
     def joined(self) -> tuple[Table, Table, str]:
-        """A table, another one linked to it in either direction, and the SQL from `from` on."""
-        links = [(t, c) for t in self.schema.tables for c in t.of_kind("link")]
-        child, link = self.pick(links)
+        """A table with a link, the table it points to, and the SQL from `from` on."""
+        child, link = self.pick([(t, c) for t in self.schema.tables for c in t.of_kind("link")])
         parent = self.schema.table(link.holds[1:])
-        first, second = (child, parent) if self.rng.random() < 0.75 else (parent, child)
-        return first, second, f"from {first.name} join {second.name} on {link.name} = {parent.name}.id"
+        return child, parent, f"from {child.name} join {parent.name} on {link.name} = {parent.name}.id"
 
     def say(self, kind: str, **words: object) -> str:
         return self.pick(SENTENCES[self.language][kind]).format(**words)

@@ -157,7 +157,7 @@ def _random_names(rng: random.Random):
     """Names that differ from each other and from every held-out word, without end."""
     used = set(held_out_words())
     while True:
-        word = rng.choice(schema_words()) if rng.random() < 0.7 else made_up_word(rng)
+        word = rng.choice(schema_words()) if rng.random() < 0.65 else made_up_word(rng)
         if rng.random() < 0.1:
             word = f"{word}_{rng.choice(schema_words())}"
         parts = {word, *word.split("_"), word.removesuffix("s")}

@@ -15,7 +15,7 @@ SENTENCES = {
         "aggregate": ("What is the {a} of {t}?", "Find the {a} among all {t}", "Give me the {a} over the {t}"),
         "aggregate_where": ("What is the {a} of {t} with {w}?", "Find the {a} among {t} where {w}"),
         "top": ("Show the {c} of the {n} {t} with the {k}", "Which {n} {t} have the {k}? Give their {c}"),
-        "order": ("List the {c} of {t} sorted by {k}", "Show {c} for all {t}, ordered by {k}"),
+        "order": ("List the {c} of {t}, {k}", "Show {c} for all {t} with {k}"),
         "group": ("How many {t} are there for each {g}?", "Count the {t} per {g}"),
         "group_aggregate": ("What is the {a} of {t} for each {g}?", "Show the {a} of the {t} per {g}"),
         "join_select": ("Show the {c} of {t} whose {u} have {w}", "Which {c} do {t} have if their {u} have {w}?"),
@@ -29,7 +29,7 @@ SENTENCES = {
         "aggregate": ("Tính {a} của tất cả {t}", "Cho biết {a} của các {t}", "Trong {t}, {a} là bao nhiêu?"),
         "aggregate_where": ("Tính {a} của các {t} có {w}", "Cho biết {a} của {t} với {w}"),
         "top": ("Cho xem {c} của {n} {t} có {k}", "Tìm {n} {t} với {k}, chỉ lấy {c}"),
-        "order": ("Liệt kê {c} của các {t}, sắp xếp theo {k}", "Cho xem {c} của {t} xếp theo {k}"),
+        "order": ("Liệt kê {c} của các {t}, sắp theo {k}", "Cho xem {c} của {t} xếp theo {k}"),
         "group": ("Mỗi {g} có bao nhiêu {t}?", "Đếm số {t} theo từng {g}"),
         "group_aggregate": ("Tính {a} của {t} theo từng {g}", "Với mỗi {g}, {a} của các {t} là bao nhiêu?"),
         "join_select": ("Cho xem {c} của các {t} thuộc {u} có {w}", "Liệt kê {c} của {t} mà {u} có {w}"),
@@ -61,14 +61,15 @@ COMPARISONS = {
 
 TEXT_EQUALS = {"en": ("{c} '{v}'", "{c} equal to '{v}'"), "vi": ("{c} là '{v}'", "{c} bằng '{v}'")}
 
+# The word that says which way must be one token beside the name: `highest` and `lowest` both end in the token `est`.
 EXTREMES = {
-    "en": {"desc": ("highest {c}", "top {c}"), "asc": ("lowest {c}", "least {c}")},
+    "en": {"desc": ("top {c}", "greatest {c}"), "asc": ("least {c}", "bottom {c}")},
     "vi": {"desc": ("{c} cao nhất", "{c} lớn nhất"), "asc": ("{c} thấp nhất", "{c} nhỏ nhất")},
 }
 
 DIRECTIONS = {
-    "en": {"desc": ("descending {c}", "highest {c}"), "asc": ("ascending {c}", "lowest {c}")},
-    "vi": {"desc": ("{c} giảm dần", "{c} từ cao nhất"), "asc": ("{c} tăng dần", "{c} từ thấp nhất")},
+    "en": {"desc": ("high {c} first", "top {c} first"), "asc": ("low {c} first", "least {c} first")},
+    "vi": {"desc": ("{c} giảm dần", "{c} cao trước"), "asc": ("{c} tăng dần", "{c} thấp trước")},
 }
 
 AND = {"en": " and ", "vi": " và "}

@@ -80,7 +80,7 @@ class TrainSection(Section):
     batch_tokens: Count | None = 4096  # tokens an optimizer step sees
     micro_batch_size: Count | None = None  # rows a forward pass; None: chosen
     gradient_accumulation_steps: Count | None = None  # forward passes a step; None: follows from batch_tokens
-    learning_rate: Annotated[float, Field(gt=0)] = 2.0e-4
+    learning_rate: Annotated[float, Field(gt=0)] | None = None  # None: the method's own (2e-4 LoRA, 2e-5 full)
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     save_steps: Count = 200
     eval_steps: Count | None = None  # None: each epoch

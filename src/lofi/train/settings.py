@@ -91,7 +91,7 @@ def choose(recipe: Recipe, facts: Facts) -> Chosen:
     accumulation, micro_tokens, why["micro_tokens"] = _micro(recipe, facts)
     why["packing"] = facts.packs_why
     rate = train.learning_rate
-    if recipe.origins.get("train.learning_rate", "default") == "default":
+    if rate is None:
         rate, why["learning_rate"] = LEARNING_RATE[recipe.method], f"the default of method {recipe.method}"
     if train.micro_batch_size is not None:
         why.pop("micro_tokens")
