@@ -19,7 +19,7 @@ from lofi.recipe import Recipe, make_recipe
 TRAIN_ROWS = 8000
 TEST_ROWS = 120
 ROWS_A_STEP = 16
-RANK = 32
+RANK = 16
 ALPHA = 32
 LEARNING_RATE = 3e-3
 WARMUP_STEPS = 10

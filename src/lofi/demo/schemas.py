@@ -140,12 +140,12 @@ def made_up_word(rng: random.Random, syllables: tuple[int, ...] = (2, 2, 3)) -> 
 def random_schema(rng: random.Random) -> Schema:
     """A schema of random nouns and made-up words: two tables, or three of which one or two link to another."""
     names = _random_names(rng)
-    shape = rng.choice(("pair", "pair", "pair", "chain", "star"))
+    shape = rng.choice(("pair", "pair", "pair", "pair", "chain", "star"))
     links = {"pair": ((1,), ()), "chain": ((1,), (2,), ()), "star": ((1, 2), (), ())}[shape]
     stems = [next(names) for _ in links]
     tables = []
     for stem, parents in zip(stems, links, strict=True):
-        columns = [Column(next(names), _random_holds(rng, i)) for i in range(rng.choice((2, 3)))]
+        columns = [Column(next(names), _random_holds(rng, i)) for i in range(rng.choice((2, 2, 3)))]
         rng.shuffle(columns)
         joined = [Column(f"{stems[p]}_id", f">{stems[p]}s") for p in parents]
         tables.append(Table(f"{stem}s", (Column("id", "id"), *columns, *joined)))

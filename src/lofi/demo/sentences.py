@@ -14,8 +14,8 @@ SENTENCES = {
         "count": ("How many {t} have {w}?", "Count the {t} with {w}", "What is the number of {t} where {w}?"),
         "aggregate": ("What is the {a} of {t}?", "Find the {a} among all {t}", "Give me the {a} over the {t}"),
         "aggregate_where": ("What is the {a} of {t} with {w}?", "Find the {a} among {t} where {w}"),
-        "top": ("Show the {c} of the {n} {t} with the {k}", "Which {n} {t} have the {k}? Give their {c}"),
-        "order": ("List the {c} of {t}, {k}", "Show {c} for all {t} with {k}"),
+        "top": ("Show the {c} of the first {n} {t} by {k}", "Sort {t} by {k} and give the {c} of the first {n}"),
+        "order": ("List the {c} of {t} sorted by {k}", "Show {c} for all {t}, ordered by {k}"),
         "group": ("How many {t} are there for each {g}?", "Count the {t} per {g}"),
         "group_aggregate": ("What is the {a} of {t} for each {g}?", "Show the {a} of the {t} per {g}"),
         "join_select": ("Show the {c} of {t} whose {u} have {w}", "Which {c} do {t} have if their {u} have {w}?"),
@@ -61,14 +61,15 @@ COMPARISONS = {
 
 TEXT_EQUALS = {"en": ("{c} '{v}'", "{c} equal to '{v}'"), "vi": ("{c} là '{v}'", "{c} bằng '{v}'")}
 
-# The word that says which way must be one token beside the name: `highest` and `lowest` both end in the token `est`.
+# The word that says which way follows the column and differs in its first token: whoever copies the column next looks
+# at what came after it, and `highest salary` against `lowest salary` was the last thing the model still confused.
 EXTREMES = {
-    "en": {"desc": ("top {c}", "greatest {c}"), "asc": ("least {c}", "bottom {c}")},
+    "en": {"desc": ("{c} descending", "{c} high to low"), "asc": ("{c} ascending", "{c} low to high")},
     "vi": {"desc": ("{c} cao nhất", "{c} lớn nhất"), "asc": ("{c} thấp nhất", "{c} nhỏ nhất")},
 }
 
 DIRECTIONS = {
-    "en": {"desc": ("high {c} first", "top {c} first"), "asc": ("low {c} first", "least {c} first")},
+    "en": {"desc": ("{c} descending", "{c} high to low"), "asc": ("{c} ascending", "{c} low to high")},
     "vi": {"desc": ("{c} giảm dần", "{c} cao trước"), "asc": ("{c} tăng dần", "{c} thấp trước")},
 }
 
