@@ -16,10 +16,9 @@ def run(lab: Lab) -> Section:
             where = ["--model", folder / "model"]
             if (folder / "adapter").is_dir():
                 where, who = ["--model", model, "--adapter", f"adapter={folder / 'adapter'}"], "adapter"
-        columns = "data.columns={prompt: dialogue, completion: summary}"
         answer = lab.lofi(
-            "evaluate", *where, "--data", lab.data("dialogsum", "test"), "--columns", columns.split("=")[1],
-            "--metrics", "rouge", "--max-new-tokens", "80",
+            "evaluate", *where, "--data", lab.data("dialogsum", "test"),
+            "--columns", "prompt=dialogue,completion=summary", "--metrics", "rouge", "--max-new-tokens", "80",
         )  # fmt: skip
         cells = [shown(figure(answer, metric, who)) for metric in ("rouge1", "rouge2", "rougeL")]
         rows.append([arm, *cells, f"{lab.seconds[recipe] / 60:.1f}" if recipe else ""])

@@ -86,7 +86,8 @@ def machine() -> str:
     import transformers
 
     return (
-        f"{os.cpu_count()} cores, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, "
+        f"{torch.get_num_threads()} threads of {os.cpu_count()} cores, {platform.machine()}, "
+        f"{torch.backends.cpu.get_cpu_capability()}, "
         f"torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}"
     )
 

@@ -17,7 +17,7 @@ def run(lab: Lab) -> Section:
             if (folder / "adapter").is_dir():
                 where, who = ["--model", model, "--adapter", f"adapter={folder / 'adapter'}"], "adapter"
         answer = lab.lofi(
-            "evaluate", *where, "--data", lab.data("english_quotes", "test"), "--columns", "{text: quote}",
+            "evaluate", *where, "--data", lab.data("english_quotes", "test"), "--columns", "text=quote",
             "--metrics", "perplexity",
         )  # fmt: skip
         cell = shown(figure(answer, "perplexity", who), 1)

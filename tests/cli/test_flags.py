@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lofi.cli.flags import named_adapters
+from lofi.cli.flags import column_map, named_adapters
 from lofi.errors import RecipeError
 
 
@@ -39,3 +39,11 @@ def test_names_that_cannot_be_told_apart_are_refused(given):
 
 def test_no_adapter_is_no_adapter():
     assert named_adapters(None) == {}
+
+
+def test_columns_are_read_as_pairs_and_anything_else_is_refused():
+    assert column_map("prompt=dialogue, completion=summary") == {"prompt": "dialogue", "completion": "summary"}
+    assert column_map(None) is None
+    for wrong in ("prompt", "=dialogue", "prompt=a,", ""):
+        with pytest.raises(RecipeError, match=r"expected name=name"):
+            column_map(wrong)

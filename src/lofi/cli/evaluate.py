@@ -27,6 +27,7 @@ def evaluate(
     split: Annotated[
         str | None, typer.Option("--split", help="Part of a folder or hub id (test, else validation).")
     ] = None,
+    columns: flags.Columns = None,
     limit: Annotated[int | None, typer.Option("--limit", help="Only the first N rows.", min=1)] = None,
     max_new_tokens: flags.MaxNewTokens = 128,
     seed: flags.Seed = 0,
@@ -53,7 +54,8 @@ def evaluate(
         from lofi.data.records import load_records
         from lofi.evaluate.metrics import chosen_metrics
 
-        records = load_records(data, split=split or split_in(data), limit=limit)
+        mapped = flags.column_map(columns)
+        records = load_records(data, columns=mapped, split=split or split_in(data), limit=limit)
         chosen_metrics(wanted, records.kind, None)  # a misspelt name is told before a model is loaded
         opened = open_model(model, named, dtype=dtype, device=device, quantization=quantization, seed=seed)
         found = measure(opened, records, wanted, max_new_tokens=max_new_tokens, seed=seed, note=out.note)

@@ -21,6 +21,14 @@ Data = Annotated[
     str | None,
     typer.Option("--data", help="Data file, hub id, or folder with train, validation and test files.", metavar="PATH"),
 ]
+Columns = Annotated[
+    str | None,
+    typer.Option(
+        "--columns",
+        help="lofi's column names = the file's: prompt=dialogue,completion=summary.",
+        metavar="NAME=NAME,...",
+    ),
+]
 Output = Annotated[str | None, typer.Option("--output", help="Folder to write into.", metavar="FOLDER")]
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, bf16, fp16 or fp32.")]
 Quantization = Annotated[str | None, typer.Option("--quantization", help="nf4 or int8 (not in this version).")]
@@ -49,6 +57,20 @@ def named_adapters(given: list[str] | None) -> dict[str, Path]:
             raise RecipeError(f"an adapter cannot be called {name}; give it as name={folder} with a name without dots")
         found[name] = folder
     return found
+
+
+def column_map(text: str | None) -> dict[str, str] | None:
+    """{lofi's column name: the file's} from `prompt=dialogue,completion=summary`; None where nothing was given.
+
+    Raises  RecipeError where a piece is not name=name
+    """
+    if text is None:
+        return None
+    pieces = [piece.partition("=") for piece in text.split(",")]
+    wrong = [name for name, _, theirs in pieces if not (name.strip() and theirs.strip())]
+    if wrong:
+        raise RecipeError(f"--columns is {text!r}, expected name=name,... such as prompt=dialogue,completion=summary")
+    return {name.strip(): theirs.strip() for name, _, theirs in pieces}
 
 
 def adapter_folder(path: str) -> Path:

@@ -17,6 +17,7 @@ def inspect(
     model: flags.MaybeModel = None,
     rows: Annotated[int, typer.Option("--rows", help="Data rows to show.", min=1)] = 3,
     split: Annotated[str, typer.Option("--split", help="Which part of a data folder or hub id.")] = "train",
+    columns: flags.Columns = None,
     task: Annotated[str | None, typer.Option("--task", help="How to read the data; inferred from its columns.")] = None,
     max_length: Annotated[int | None, typer.Option("--max-length", help="Tokens a row may have.", min=2)] = None,
     whole: Annotated[bool, typer.Option("--all", help="Every module of an adapter, not one line a kind.")] = False,
@@ -35,13 +36,15 @@ def inspect(
     """
     with speaking(as_json) as out:
         from lofi.cli import inspecting
+        from lofi.data.records import load_records
 
         kind = kind_of(path, model)
         if kind == "adapter":
             found, shown = inspecting.adapter(flags.adapter_folder(path), whole=whole)
         elif kind == "data":
             assert model is not None
-            found, shown = inspecting.data(path, model, rows=rows, split=split, task=task, max_length=max_length)
+            records = load_records(path, columns=flags.column_map(columns), split=split)
+            found, shown = inspecting.data(records, model, rows=rows, task=task, max_length=max_length)
         else:
             found, shown = inspecting.model(str(flags.model_folder(path)))
         out.answer({"kind": kind, "path": path} | found)

@@ -40,14 +40,12 @@ def adapter(path: Path, *, whole: bool) -> Found:
     return found, shown + ([f"trained besides: {', '.join(others[:LABELS_SHOWN])}"] if others else [])
 
 
-def data(path: str, model: str, *, rows: int, split: str, task: str | None, max_length: int | None) -> Found:
-    """A data file as the model sees it: its report, and some rows with their tokens coloured."""
+def data(records: Any, model: str, *, rows: int, task: str | None, max_length: int | None) -> Found:
+    """Data as the model sees it: its report, and some rows with their tokens coloured."""
     from lofi.data.prepare import prepare
-    from lofi.data.records import load_records
     from lofi.data.view import show
     from lofi.models.load import load_tokenizer
 
-    records = load_records(path, split=split)
     tokenizer = load_tokenizer(model)
     prepared = prepare(records, tokenizer, task=task or _task_for(records.kind, model), max_length=max_length)
     found = {"report": prepared.report.to_dict(), "labels": prepared.labels}

@@ -17,6 +17,7 @@ def merge(
     output: Annotated[str, typer.Option("--output", help="Folder for the merged model.", metavar="FOLDER")],
     into: Annotated[str, typer.Option("--into", help="dense (nf4 and int8: not in this version).")] = "dense",
     data: flags.Data = None,
+    columns: flags.Columns = None,
     min_kept: Annotated[
         float | None, typer.Option("--min-kept", help="Refuse below this share of the adapter's gain (needs --data).")
     ] = None,
@@ -35,7 +36,14 @@ def merge(
     with speaking(as_json) as out:
         from lofi.merge.disk import merge_folder
 
-        report = merge_folder(model, flags.adapter_folder(adapter), output, data=data, min_kept=min_kept)
+        report = merge_folder(
+            model,
+            flags.adapter_folder(adapter),
+            output,
+            data=data,
+            columns=flags.column_map(columns),
+            min_kept=min_kept,
+        )
         out.answer({"output": output} | report.to_dict())
         out.show(*report.lines())
 

@@ -12,6 +12,7 @@ import fnmatch
 import gc
 import shutil
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +38,15 @@ def merge_folder(
     output: str | Path,
     *,
     data: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
     min_kept: float | None = None,
 ) -> MergeReport:
     """Write base + adapter as one plain model folder, then open it and compare it with what it came from.
 
     W = W0 + (alpha / r) B A   LoRA (arXiv 2106.09685), sec. 4.1; summed in float32, rounded once to W0's own dtype
-    Tokenizer, chat template and generation config are the base's. `data` gives held-out examples for the share of the
-    adapter's gain kept; `min_kept` refuses below that share, and nothing is then written.
+    Tokenizer, chat template and generation config are the base's. `data` (its `columns` mapped as load_records does)
+    gives held-out examples for the share of the adapter's gain kept; `min_kept` refuses below that share, and nothing
+    is then written.
     Memory  while writing, one tensor and its update (the base's files are mapped)
     Raises  RequestError, ModelError, AdapterFileError; ProofError for another base, a lossy merge or NaN;
             LofiError when the disk refuses. What was at `output` is then unchanged
@@ -54,7 +57,7 @@ def merge_folder(
     if FILE not in (p.name for p in Path(output).glob("*")):
         refuse_foreign(output, (), "a merged model (it has no " + FILE + ")")
     model = _open(folder, read)
-    probes = _probes(model, folder, data, read)
+    probes = _probes(model, folder, read, data, columns)
     with_adapter, alone = _measure_both(model, probes)
     with atomic_folder(output) as aside:
         road, changed, notes = _write(model, folder, aside)
@@ -119,10 +122,12 @@ def _task_options(read: AdapterFolder) -> dict[str, Any]:
     return {"task": task, "num_labels": rows}
 
 
-def _probes(model: Any, folder: Path, data: str | Path | None, read: AdapterFolder) -> Probes:
+def _probes(
+    model: Any, folder: Path, read: AdapterFolder, data: str | Path | None, columns: Mapping[str, str] | None
+) -> Probes:
     if data is None:
         return random_probes(model)
-    return data_probes(data, folder, task=read.config.task_type, record=read.record)
+    return data_probes(data, folder, task=read.config.task_type, record=read.record, columns=columns)
 
 
 def _measure_both(model: Any, probes: Probes) -> tuple[Measured, Measured]:
@@ -152,10 +157,14 @@ def _write(model: Any, folder: Path, aside: Path) -> tuple[str, int, list[str]]:
     changed = len(changes(model, _NAME))
     notes = _save_loaded(model, aside)
     _copy_rest(folder, aside, keep=("config.json",))
-    return "through the loaded model, whose files hold these tensors in another form", changed, [
-        *notes,
-        *_cast_notes(folder, aside),
-    ]
+    return (
+        "through the loaded model, whose files hold these tensors in another form",
+        changed,
+        [
+            *notes,
+            *_cast_notes(folder, aside),
+        ],
+    )
 
 
 def _save_loaded(model: Any, aside: Path) -> list[str]:

@@ -6,7 +6,7 @@ can be compared. Knows data files and prepared examples; does not judge.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,14 @@ def random_probes(model: Any) -> Probes:
     return Probes(random_prompts(int(model.config.get_text_config().vocab_size), count=_PROMPTS), (), "random ids")
 
 
-def data_probes(data: str | Path, model_path: str | Path, *, task: str | None, record: dict[str, Any]) -> Probes:
+def data_probes(
+    data: str | Path,
+    model_path: str | Path,
+    *,
+    task: str | None,
+    record: dict[str, Any],
+    columns: Mapping[str, str] | None = None,
+) -> Probes:
     """The first rows of a data file, encoded as the adapter's record (lofi.json) says it was trained.
 
     Raises  DataError for the file, ModelError for a base without a tokenizer
@@ -47,7 +54,7 @@ def data_probes(data: str | Path, model_path: str | Path, *, task: str | None, r
     written = record.get("text_format")
     text_format = TextFormat.from_dict(written, tokenizer) if written else None
     prepared = prepare(
-        load_records(data, limit=MOST_EXAMPLES),
+        load_records(data, columns=columns, limit=MOST_EXAMPLES),
         tokenizer,
         task=task,
         max_length=_LENGTH,

@@ -150,9 +150,7 @@ def _share(
 ) -> tuple[Interval | None, dict[str, Interval]]:
     if base is None or adapted is None or merged is None:
         return None, {}
-    losses = {
-        who: bootstrap(rows, ratio) for who, rows in (("base", base), ("adapter", adapted), ("merged", merged))
-    }
+    losses = {who: bootstrap(rows, ratio) for who, rows in (("base", base), ("adapter", adapted), ("merged", merged))}
     drop = paired_test(base, adapted, ratio)
     if drop.low is None or drop.high is None or drop.low <= 0 <= drop.high:
         return None, losses
