@@ -21,11 +21,8 @@ def run(lab: Lab) -> Section:
             words = ("--model", model, "--data", lab.data("vi_diacritics"), "--seed", str(seed))
             _, folder = lab.train(recipe, *words, output=output)
             seconds.append(lab.seconds[output])
-            where = ["--model", model, "--adapter", f"adapter={folder / 'adapter'}"]
-            if arm == "full":
-                where = ["--model", folder / "model"]
+            where, who = lab.subject(model, folder)
             answers.append(lab.lofi("evaluate", *where, *metrics))
-        who = "base" if arm == "full" else "adapter"
         rows.append(_row(arm, answers, who, f"{statistics.mean(seconds) / 60:.1f}"))
     return Section(
         "lofi-tiny on vi_diacritics",

@@ -18,13 +18,7 @@ def run(lab: Lab) -> Section:
     for arm, (recipe, base) in arms.items():
         output = f"{recipe}-{base.name}"
         _, folder = lab.train(recipe, "--model", base, "--data", data, output=output)
-        adapted = (folder / "adapter").is_dir()
-        where = (
-            ["--model", base, "--adapter", f"adapter={folder / 'adapter'}"]
-            if adapted
-            else ["--model", folder / "model"]
-        )
-        who = "adapter" if adapted else "base"
+        where, who = lab.subject(base, folder)
         loss = lab.lofi("evaluate", *where, "--data", lab.data("e2e_nlg", "validation"), "--metrics", "loss")
         text = lab.lofi("evaluate", *where, "--data", lab.data("e2e_nlg", "test"), "--metrics", "bleu,rouge")
         rows.append(

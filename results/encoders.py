@@ -13,11 +13,9 @@ def run(lab: Lab) -> Section:
         for arm in ("lora", "full"):
             output = f"{task}-{arm}"
             _, folder = lab.train(output, "--model", minilm(), "--data", lab.data(data), output=output)
-            where = ["--model", minilm(), "--adapter", f"adapter={folder / 'adapter'}"]
-            if arm == "full":
-                where = ["--model", folder / "model"]
+            where, who = lab.subject(minilm(), folder)
             answer = lab.lofi("evaluate", *where, "--data", lab.data(data, "test"), "--metrics", metric)
-            row = figure(answer, metric, "adapter" if arm == "lora" else "base")
+            row = figure(answer, metric, who)
             rows.append([data, arm, metric, shown(row), f"{lab.seconds[output] / 60:.1f}"])
     return Section(
         "MiniLM-L6 on sentence_polarity and wnut17_ner",

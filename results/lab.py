@@ -67,6 +67,12 @@ class Lab:
         (folder / "done.json").write_text(json.dumps(done))
         return answer, folder
 
+    def subject(self, base: Path, run: Path) -> tuple[list[str | Path], str]:
+        """What `lofi evaluate` is given for a run's outcome, and who that is in its rows: an adapter, or a model."""
+        if (run / "adapter").is_dir():
+            return ["--model", base, "--adapter", f"adapter={run / 'adapter'}"], "adapter"
+        return ["--model", run / "model"], "base"
+
     def public(self, command: list[str]) -> str:
         """The command as a reader can type it."""
         line = shlex.join(command).replace(str(self.shared), "$LOFI_SHARED")

@@ -13,9 +13,7 @@ def run(lab: Lab) -> Section:
         where, who = ["--model", model], "base"
         if recipe:
             _, folder = lab.train(recipe, "--model", model, "--data", lab.data("english_quotes"), output=recipe)
-            where = ["--model", folder / "model"]
-            if (folder / "adapter").is_dir():
-                where, who = ["--model", model, "--adapter", f"adapter={folder / 'adapter'}"], "adapter"
+            where, who = lab.subject(model, folder)
         answer = lab.lofi(
             "evaluate", *where, "--data", lab.data("english_quotes", "test"), "--columns", "text=quote",
             "--metrics", "perplexity",
