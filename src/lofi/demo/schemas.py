@@ -8,6 +8,7 @@ Rejected: storing the rows of every database in the data file (50 times the byte
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from zlib import crc32
@@ -153,7 +154,7 @@ def random_schema(rng: random.Random) -> Schema:
     return Schema(tuple(tables))
 
 
-def _random_names(rng: random.Random):
+def _random_names(rng: random.Random) -> Iterator[str]:
     """Names that differ from each other and from every held-out word, without end."""
     used = set(held_out_words())
     while True:
