@@ -20,6 +20,7 @@ _ROOM_OF = {
     "AdapterFileError": "lofi.errors",
     "ProofError": "lofi.errors",
     "NonFiniteError": "lofi.errors",
+    "Interrupted": "lofi.errors",
     "LofiWarning": "lofi.errors",
     "LoraConfig": "lofi.adapters.config",
     "add_adapter": "lofi.adapters.attach",

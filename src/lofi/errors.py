@@ -7,8 +7,9 @@
     │   ├── DataError             a data file: missing, empty, broken line, unknown columns
     │   └── ModelError            a model folder or hub id: missing, unreadable, unsupported
     ├── AdapterFileError          an adapter folder: missing, truncated, contradicting itself  exit 1
-    └── ProofError                a proof failed: a dead adapter, a wrong base, a lossy merge  exit 1
-        └── NonFiniteError        the first non-finite loss or gradient, with tensor and batch
+    ├── ProofError                a proof failed: a dead adapter, a wrong base, a lossy merge  exit 1
+    │   └── NonFiniteError        the first non-finite loss or gradient, with tensor and batch
+    └── Interrupted               Ctrl-C: the run stopped, its checkpoint is safe              exit 130
 
     LofiWarning                   (a UserWarning) not proved, not known to be wrong
 
@@ -57,6 +58,12 @@ class ProofError(LofiError):
 
 class NonFiniteError(ProofError):
     """A loss or gradient stopped being a finite number."""
+
+
+class Interrupted(LofiError):
+    """The user stopped the run; its checkpoint is safe and the message says how to go on."""
+
+    exit_code = 130
 
 
 class LofiWarning(UserWarning):

@@ -14,9 +14,8 @@ import pytest
 import torch
 
 import lofi
-from lofi.errors import DataError, LofiError, NonFiniteError, ProofError, RecipeError
+from lofi.errors import DataError, Interrupted, LofiError, NonFiniteError, ProofError, RecipeError
 from lofi.recipe import make_recipe
-from lofi.train.interrupt import Interrupted
 from lofi.train.run import train
 from tiny_training import tiny_bert, tiny_t5
 

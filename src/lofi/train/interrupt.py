@@ -10,14 +10,6 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from lofi.errors import LofiError
-
-
-class Interrupted(LofiError):
-    """The user stopped the run; its checkpoint is safe and the message says how to go on."""
-
-    exit_code = 130
-
 
 class StopSwitch(TrainerCallback):
     """Set by the first Ctrl-C; the trainer then saves at the end of the step it is in and stops."""

@@ -8,12 +8,12 @@ from typing import Any
 
 from transformers import PrinterCallback
 
-from lofi.errors import RecipeError
+from lofi.errors import Interrupted, RecipeError
 from lofi.recipe import Recipe
 from lofi.train import checkpoint as checkpoints
 from lofi.train.collate import whole_batch
 from lofi.train.folder import RunFolder
-from lofi.train.interrupt import Interrupted, StopSwitch, listening
+from lofi.train.interrupt import StopSwitch, listening
 from lofi.train.job import Job
 from lofi.train.journal import Journal
 from lofi.train.progress import ProgressBar
