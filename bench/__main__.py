@@ -9,7 +9,7 @@ from pathlib import Path
 
 from results.lab import machine
 
-CLAIMS = ("merged_forward", "lora_step")
+CLAIMS = ("merged_forward", "lora_step", "attention")
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from lofi.errors import RecipeError
+from lofi.models.attention import Attention
 from lofi.models.dtypes import DtypeChoice
 from lofi.recipe import make_recipe
 from lofi.train.settings import Chosen, Facts, activation_bytes, choose, count_steps, training_arguments
@@ -24,6 +25,7 @@ def facts(**changes) -> Facts:
         "dtype": DtypeChoice(torch.bfloat16, "asked", autocast=True),
         "packs": True, "packs_why": "proved", "longest": 300, "width": 256,
         "free_bytes": 10 * GIB, "activation_bytes": 2**20, "threads": 3,
+        "attention": Attention("sdpa", "proved elsewhere"),
     }  # fmt: skip
     return Facts(**(settings | changes))
 

@@ -14,7 +14,7 @@ from typing import Any
 from lofi.errors import ModelError, RecipeError
 from lofi.recipe import Recipe
 from lofi.train.seeds import seed_everything, stream
-from lofi.train.settings import Chosen, Facts, activation_bytes, choose, count_steps, free_bytes
+from lofi.train.settings import CPU_FORWARD_TOKENS, Chosen, Facts, activation_bytes, choose, count_steps, free_bytes
 
 TASK_OF_KIND = {"messages": "sft"}
 MODEL_TASK = {"text": "CAUSAL_LM", "classification": "SEQ_CLS", "token_classification": "TOKEN_CLS"}
@@ -107,7 +107,8 @@ def build(recipe: Recipe, rows: Rows, stored: Chosen | None) -> Job:
     config = _config(recipe.model)
     prepared, judged = _prepare(recipe, rows, tokenizer, config)
     model, report = _model(recipe, rows, prepared, config, device=device, dtype=dtype, padding=pad_id(tokenizer))
-    chosen = stored or choose(recipe, _facts(recipe, rows, model, prepared, device=device, dtype=dtype))
+    attention = _attend(model, prepared, dtype, stored)
+    chosen = stored or choose(recipe, _facts(recipe, rows, model, prepared, dtype=dtype, attention=attention))
     batches = _group(chosen, prepared, tokenizer)
     validation = _group(chosen, judged, tokenizer) if judged is not None else None
     chosen = stored or count_steps(chosen, recipe, len(batches), judged is not None)
@@ -211,9 +212,37 @@ def _adapts_embedding(model: Any, config: Any) -> bool:
     return any(matches(path, config.target_modules) for path in paths)
 
 
-def _facts(recipe: Recipe, rows: Rows, model: Any, prepared: Any, *, device: str, dtype: Any) -> Facts:
+def _attend(model: Any, prepared: Any, dtype: Any, stored: Chosen | None) -> Any:
+    """Choose the attention (or take the resumed run's) and have the model use it: what is proved later runs on it."""
+    from lofi.models.attention import Attention, choose_attention, set_attention
+
+    if stored is not None:
+        attention = Attention(stored.attention, "")
+    else:
+        attention = choose_attention(
+            model,
+            compute=dtype.dtype,
+            row_tokens=_row_tokens(model, prepared),
+            forward_tokens=CPU_FORWARD_TOKENS,
+            free_bytes=free_bytes(str(model.device)),
+        )
+    set_attention(model, attention.name)
+    return attention
+
+
+def _row_tokens(model: Any, prepared: Any) -> int:
+    """The longest row that a forward pass may hold, packed or not (see `Chosen.row_tokens`)."""
+    return max(_width(model), *(example.size for example in prepared.examples))
+
+
+def _width(model: Any) -> int:
+    return int(getattr(model.config, "hidden_size", 0) or 0)
+
+
+def _facts(recipe: Recipe, rows: Rows, model: Any, prepared: Any, *, dtype: Any, attention: Any) -> Facts:
     import torch
 
+    device = str(model.device)
     packs, why = _packs(recipe, rows, model)
     return Facts(
         device=device,
@@ -221,7 +250,8 @@ def _facts(recipe: Recipe, rows: Rows, model: Any, prepared: Any, *, device: str
         packs=packs,
         packs_why=why,
         longest=max(example.size for example in prepared.examples),
-        width=int(getattr(model.config, "hidden_size", 0) or 0),
+        width=_width(model),
+        attention=attention,
         free_bytes=free_bytes(device),
         activation_bytes=activation_bytes(model.config, dtype.dtype.itemsize),
         threads=torch.get_num_threads(),

@@ -43,6 +43,8 @@ class Facts:
     activation_bytes: int
     """Bytes that one token's activations take in a forward pass that keeps them."""
     threads: int
+    attention: Any
+    """lofi.models.attention.Attention"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +56,7 @@ class Chosen:
     autocast: bool
     scaler: bool
     threads: int
+    attention: str
     packing: bool
     micro_tokens: int | None
     """Tokens of a forward pass, padding included; None where micro_rows rules."""
@@ -88,6 +91,7 @@ def choose(recipe: Recipe, facts: Facts) -> Chosen:
     Raises  RecipeError where what was asked for cannot be done with these rows
     """
     train, why = recipe.train, {"device": _device_words(facts), "dtype": facts.dtype.reason}
+    why["attention"] = facts.attention.reason
     accumulation, micro_tokens, why["micro_tokens"] = _micro(recipe, facts)
     why["packing"] = facts.packs_why
     rate = train.learning_rate
@@ -102,6 +106,7 @@ def choose(recipe: Recipe, facts: Facts) -> Chosen:
         autocast=recipe.method == "full" and facts.dtype.autocast,
         scaler=facts.dtype.scaler,
         threads=facts.threads,
+        attention=facts.attention.name,
         packing=facts.packs,
         micro_tokens=None if train.micro_batch_size is not None else micro_tokens,
         micro_rows=train.micro_batch_size,
