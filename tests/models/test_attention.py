@@ -23,7 +23,7 @@ def test_short_rows_in_bf16_on_a_cpu_get_plain_products(model):
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"row_tokens": 257}, "the fused kernel wins"),
+        ({"row_tokens": 513}, "the fused kernel wins"),
         ({"compute": torch.float32}, "the fused kernel wins"),
         ({"free_bytes": 2**20}, "GiB of scores"),
     ],

@@ -144,8 +144,8 @@ class _LowRankProduct(torch.autograd.Function):
         *stored: Tensor,
     ) -> Tensor:
         y = product.forward(x, bias, *stored)  # (..., O)
-        rows = _masked(x, mask, gain)  # (M, I)
-        h = rows @ a.to(x.dtype).t()  # (M, R)
+        h = _masked(x, mask) @ a.to(x.dtype).t()  # (M, R)
+        h = h if mask is None else h.mul_(gain)  # 1 / (1 - p) here, where it costs R and not I a row
         y.view(-1, y.shape[-1]).addmm_(h, b.to(x.dtype).t(), alpha=scale)
         ctx.save_for_backward(x, a, b, h, mask, *stored)
         ctx.scale, ctx.gain, ctx.product, ctx.bias = scale, gain, product, bias is not None
@@ -158,22 +158,23 @@ class _LowRankProduct(torch.autograd.Function):
         need_x, need_a, need_b, need_bias = ctx.needs_input_grad[:4]
         g = g.reshape(-1, g.shape[-1])  # (M, O)
         gh = g @ (b * ctx.scale).to(g.dtype)  # (M, R)
-        ga = (gh.t() @ _masked(x, mask, ctx.gain)).to(a.dtype) if need_a else None  # (R, I)
+        gh = gh if mask is None else gh.mul_(ctx.gain)
+        ga = (gh.t() @ _masked(x, mask)).to(a.dtype) if need_a else None  # (R, I)
         gb = ((g.t() @ h) * ctx.scale).to(b.dtype) if need_b else None  # (O, R)
-        gx = _input_gradient(ctx.product.input_gradient(g, *stored), gh, a, mask, ctx.gain, x) if need_x else None
+        gx = _input_gradient(ctx.product.input_gradient(g, *stored), gh, a, mask, x) if need_x else None
         gbias = g.sum(0) if need_bias and ctx.bias else None
         return gx, ga, gb, gbias, None, None, None, None, *(None for _ in stored)
 
 
-def _masked(x: Tensor, mask: Tensor | None, gain: float) -> Tensor:
+def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
     rows = x.reshape(-1, x.shape[-1])  # (M, I)
-    return rows if mask is None else (rows * mask.view_as(rows)).mul_(gain)
+    return rows if mask is None else rows * mask.view_as(rows)
 
 
-def _input_gradient(gx: Tensor, gh: Tensor, a: Tensor, mask: Tensor | None, gain: float, x: Tensor) -> Tensor:
+def _input_gradient(gx: Tensor, gh: Tensor, a: Tensor, mask: Tensor | None, x: Tensor) -> Tensor:
     a = a.to(gh.dtype)
     if mask is None:
         gx.addmm_(gh, a)
     else:
-        gx.add_((gh @ a).mul_(mask.view_as(gx)), alpha=gain)
+        gx.add_((gh @ a).mul_(mask.view_as(gx)))
     return gx.view(x.shape)

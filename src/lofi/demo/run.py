@@ -60,7 +60,7 @@ def run(*, output: str | Path, seed: int, out: Any) -> dict[str, Any]:
     asked = _ask(paths, files)
     out.note("merging, and comparing the merged model with base + adapter")
     merged = _merge(paths, files["test_seen"])
-    proofs = [*merged.lines(), _verify(paths), *_judge(asked)]
+    proofs = [*_judge(asked), *merged.verdict.lines(), _verify(paths)]
     samples = _samples(asked)
     rows = [row for split in asked.values() for row in split["rows"]]
     page = _report(paths, trained, rows, proofs, samples)
