@@ -11,6 +11,7 @@ HEAD = """# Results
 
 Every figure on this page is made by `make results` (one experiment: `make results ONLY=e2e`), which runs the commands
 shown, on the models and data that `LOFI_SHARED` names. Intervals are 95 % bootstrap intervals over the test rows.
+Minutes are wall-clock, with the threads named below each table; other work may have shared the machine's other cores.
 The page is written by `python -m results`: do not edit it.
 """
 
