@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from lofi.adapters.attach import unload
 from lofi.adapters.registry import adapter_of, adapters_of
-from lofi.adapters.surgery import named_base_modules
 from lofi.errors import TargetError
 
 
@@ -89,7 +88,3 @@ def _same(model: nn.Module, one: str, other: str) -> bool:
         return True
     return left is right
 
-
-def adapted_paths(model: nn.Module) -> list[str]:
-    """Paths of the modules that hold a part of any adapter."""
-    return [path for path, module in named_base_modules(model) if "adapters" in module._modules]

@@ -163,7 +163,7 @@ def _model(
 
     from lofi.adapters.attach import add_adapter
     from lofi.models.checkpointing import enable
-    from lofi.models.load import load_model
+    from lofi.models.load import load_model, mark_multi_label
 
     seed_everything(stream(recipe.train.seed, "init"))
     held = dtype.dtype if recipe.method == "lora" else torch.float32  # full fine-tuning keeps float32 masters
@@ -174,7 +174,7 @@ def _model(
     if getattr(model.config, "pad_token_id", None) is None:
         model.config.pad_token_id = padding  # classifiers over a decoder find a row's last token by it
     if prepared.multi_label:
-        model.config.problem_type = "multi_label_classification"
+        mark_multi_label(model)
     report = None
     if recipe.method == "lora":
         lora, note = with_stop_row(model, recipe.lora.to_config(), prepared.text_format)
