@@ -109,7 +109,7 @@ def _apply(
 ) -> Tensor:
     mask, share = draw_mask(x, dropout) if dropout else (None, 1.0)
     bias = None if bias is None else bias.to(x.dtype)
-    return _LowRankProduct.apply(x, a, b, bias, mask, scale, 1.0 / share, product, *stored)
+    return _LowRankProduct.apply(x, a, b, bias, mask, (scale, 1.0 / share), product, *stored)
 
 
 def draw_mask(like: Tensor, dropout: float) -> tuple[Tensor, float]:
@@ -138,11 +138,11 @@ class _LowRankProduct(torch.autograd.Function):
         b: Tensor,
         bias: Tensor | None,
         mask: Tensor | None,
-        scale: float,
-        gain: float,
+        scales: tuple[float, float],
         product: Product,
         *stored: Tensor,
     ) -> Tensor:
+        scale, gain = scales
         y = product.forward(x, bias, *stored)  # (..., O)
         h = _masked(x, mask) @ a.to(x.dtype).t()  # (M, R)
         h = h if mask is None else h.mul_(gain)  # 1 / (1 - p) here, where it costs R and not I a row
@@ -163,7 +163,7 @@ class _LowRankProduct(torch.autograd.Function):
         gb = ((g.t() @ h) * ctx.scale).to(b.dtype) if need_b else None  # (O, R)
         gx = _input_gradient(ctx.product.input_gradient(g, *stored), gh, a, mask, x) if need_x else None
         gbias = g.sum(0) if need_bias and ctx.bias else None
-        return gx, ga, gb, gbias, None, None, None, None, *(None for _ in stored)
+        return gx, ga, gb, gbias, None, None, None, *(None for _ in stored)
 
 
 def _masked(x: Tensor, mask: Tensor | None) -> Tensor:

@@ -1,13 +1,13 @@
 """The training recipe of the demo: what was found to reach its figures in the time the demo has.
 
 Knows numbers, and why each is what it is; runs nothing. Found on two CPU cores, one training row seen once:
-- 500 steps of 16 rows, not 250 of 32: the same tokens then give 0.76 instead of 0.56 on seen schemas;
-- a learning rate of 3e-3, far above the usual 2e-4: the model is tiny; at 1e-2 it was worse than at 3e-3 (0.61, 0.76);
+- 500 steps of 16 rows, not 250 of 32: the same tokens then teach more;
+- a learning rate of 3e-3, far above the usual 2e-4: the model is tiny; 1e-2 was worse again;
 - rank 16 does as well as 32, and costs less;
 - the row of `<|im_end|>` is trained (`trainable_token_indices`): in lofi-tiny it equals, to 1 %, the rows of 87 tokens
   that pretraining never saw, so with a frozen embedding nothing can tell the end of an answer from `<|pad|>`;
-- rows of similar length padded side by side, not packed: attention over 512 packed tokens made a step 1.5 to 1.8 times
-  as dear as 16 rows of about 100.
+- rows of similar length padded side by side, not packed: attention over long packed rows costs more than the padding
+  (`python -m bench attention`).
 Rejected: more rows about the same schemas; what carries over to unseen names is another random schema in every row.
 """
 

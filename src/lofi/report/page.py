@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lofi.files.atomic import write_text
+from lofi.files.lines import read_json_lines
 from lofi.report.curve import loss_curve
 
 Row = Mapping[str, Any]  # {"who", "metric", "value", "low", "high", "n"}
@@ -43,7 +44,7 @@ def write_report(
         notes=list(notes),
         proofs=list(proofs),
         log=list(log),
-        curve=loss_curve(_json_lines(folder / "metrics.jsonl")),
+        curve=loss_curve(read_json_lines(folder / "metrics.jsonl")),
         figures=figure_table(figures),
         tables={name: list(rows) for name, rows in (tables or {}).items() if rows},
         samples=[list(spans) for spans in samples or ()],
@@ -107,17 +108,6 @@ def choices_of(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 def _json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON-lines file; a last line that was torn by a kill is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
 
 
 def _template() -> Any:

@@ -11,10 +11,10 @@ from typing import Any
 
 from lofi.errors import ProofError
 from lofi.files.atomic import atomic_folder, write_json
+from lofi.files.lines import read_json_lines
 from lofi.recipe import Recipe
 from lofi.train.folder import RunFolder
 from lofi.train.job import Job
-from lofi.train.journal import read_journal
 from lofi.train.trainer import LofiTrainer
 from lofi.train.verdict import judge
 
@@ -27,7 +27,7 @@ def finish(recipe: Recipe, job: Job, folder: RunFolder, trainer: LofiTrainer, *,
 
     Raises  ProofError when the result changes nothing or does not read back
     """
-    rows = read_journal(folder.journal)
+    rows = read_json_lines(folder.journal)
     verdict = judge(rows)
     metrics = _figures(rows, trainer, seconds)
     lines = [*trainer.proof.lines, verdict.words, *_stopped_early(trainer)]

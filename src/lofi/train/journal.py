@@ -14,20 +14,9 @@ from typing import Any
 from transformers import TrainerCallback
 
 from lofi.files.atomic import disk_errors, write_text
+from lofi.files.lines import read_json_lines
 
 TRAIN_KEYS = ("loss", "grad_norm", "learning_rate")
-
-
-def read_journal(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a `metrics.jsonl`; a last line that was torn by a kill is left out; [] where there is no file."""
-    path = Path(path)
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
 
 
 class Journal(TrainerCallback):
@@ -41,7 +30,9 @@ class Journal(TrainerCallback):
         self._began = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        kept = [row for row in read_journal(self.path) if row["step"] <= state.global_step] if state.global_step else []
+        kept = (
+            [row for row in read_json_lines(self.path) if row["step"] <= state.global_step] if state.global_step else []
+        )
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         self._since = self.counter.items
 
