@@ -1,5 +1,5 @@
 // What every exported function shares: the version that Python checks on load, the answers, and the word that exports.
-// Raise `kAbi` (and ABI in src/lofi/quant/kernels/native.py) whenever an exported function changes its arguments or its
+// Raise `kAbi` (and ABI in src/lofi/quant/kernels/library.py) whenever an exported function changes its arguments or its
 // meaning: an older library left behind by an editable install is then refused instead of called wrongly.
 #pragma once
 
@@ -15,5 +15,10 @@ constexpr int kAbi = 1;
 constexpr int kDone = 0;
 constexpr int kNotCovered = 1;  // a shape or type this kernel does not do: the caller takes another way
 constexpr int kNoSuchPath = 2;  // the instruction set asked for is not on this CPU, or was not compiled
+
+// The element types of tensors that come and go.
+constexpr int kFloat32 = 0;
+constexpr int kBFloat16 = 1;
+constexpr int kFloat16 = 2;
 
 }  // namespace lofi

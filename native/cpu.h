@@ -8,7 +8,7 @@
 
 namespace lofi {
 
-// The numbers are part of the ABI: the order of ISAS in src/lofi/quant/kernels/native.py.
+// The numbers are part of the ABI: the order of ISAS in src/lofi/quant/kernels/library.py.
 enum Isa : int {
   kPlain = 0,
   kAvx2 = 1,        // avx2, fma, f16c

@@ -1,89 +1,44 @@
-"""The native CPU library: finds it, checks it, and calls it through ctypes.
+"""The backend in C++ for CPUs, called through ctypes.
 
-Knows the C functions of native/*.cpp for 4-bit weights and what each argument is; the int8 half stands in
-native_int8.py. Knows not when to use it (dispatch.py) nor what the numbers mean (quant/nf4.py is the specification).
-Every kernel's last two arguments are the path and the number of threads, and it returns one of the answers below.
-Rejected: nanobind or pybind11 (they need Python's headers and a library a Python version), torch's extension API (bound
-to one torch version). A call costs a few microseconds: function objects and argument types are set once, tensors are
-passed as addresses, nothing is allocated but the result.
+Knows the functions of native/nf4*.cpp and what each argument is; the int8 half stands in native_int8.py, loading and the
+choice of a path in library.py, what the numbers mean in quant/nf4.py. Knows not when to use it (dispatch.py).
 """
 
 from __future__ import annotations
 
-import ctypes
-from pathlib import Path
-from typing import Any
+import os
 
-from lofi.errors import LofiError, RequestError
+from torch import Tensor
 
-ABI = 1  # native/abi.h
-ISAS = ("plain", "avx2", "avx512", "avx512_bf16", "neon")  # the numbers of native/cpu.h
-BEST_FIRST = ("avx512_bf16", "avx512", "avx2", "neon", "plain")
-FOLDER = Path(__file__).parent
-DONE, NOT_COVERED, NO_SUCH_PATH = 0, 1, 2  # native/abi.h
-
-Address = ctypes.c_void_p
-Count = ctypes.c_int64
-Int = ctypes.c_int
+from lofi.quant.kernels.interface import Kernels
+from lofi.quant.kernels.library import Library, NativeMissing
+from lofi.quant.kernels.reference import REFERENCE, Reference
+from lofi.quant.storage import FourBit
 
 
-class NativeMissing(LofiError):
-    """There is no native library that can be used here; the message says why."""
+class NativeKernels(Reference):
+    """`interface.Kernels` on CPU tensors by one path of the library."""
+
+    def __init__(self, library: Library) -> None:
+        self.name = f"native {library.name}"
+
+    def quantize_blockwise(self, weight: Tensor, code: Tensor, block: int) -> tuple[Tensor, Tensor]:
+        return REFERENCE.quantize_blockwise(weight, code, block)
+
+    def dequantize_blockwise(self, stored: FourBit, out: Tensor) -> Tensor:
+        return REFERENCE.dequantize_blockwise(stored, out)
+
+    def few_rows(self, x: Tensor, stored: FourBit) -> Tensor | None:
+        return None
 
 
-class Library:
-    """The loaded library and the path (instruction set) that its kernels shall take.
+def load_native() -> tuple[Kernels | None, str]:
+    """The kernels, or None and why there are none; LOFI_ISA names the path, else the best that this CPU runs.
 
     Raises:
-        NativeMissing: it was not built, cannot be loaded, or was left behind by another version of lofi.
-        RequestError: `isa` is no path, or one that this CPU does not run.
+        RequestError: LOFI_ISA names no path, or one that this CPU does not run.
     """
-
-    def __init__(self, *, isa: str | None = None, file: Path = FOLDER / "_native.so") -> None:
-        self.handle = _opened(file)
-        self.name = _chosen(self.handle, isa)
-        self.isa = ISAS.index(self.name)
-
-    def function(self, name: str, *arguments: Any) -> Any:
-        """The C function `name` with its argument types set; it returns DONE, NOT_COVERED or NO_SUCH_PATH."""
-        found = getattr(self.handle, name)
-        found.argtypes, found.restype = arguments, ctypes.c_int
-        return found
-
-
-def runnable(handle: ctypes.CDLL) -> list[str]:
-    """The paths that this CPU runs, best first."""
-    return [name for name in BEST_FIRST if handle.lofi_runs(ISAS.index(name))]
-
-
-def _opened(file: Path) -> ctypes.CDLL:
-    if not file.exists():
-        raise NativeMissing(_why_absent(file))
     try:
-        handle = ctypes.CDLL(str(file))
-        version = handle.lofi_abi()
-    except (OSError, AttributeError) as error:
-        raise NativeMissing(f"{file} cannot be loaded ({error}); reinstall lofi") from error
-    if version != ABI:
-        raise NativeMissing(
-            f"{file} was built from another version of lofi (interface {version}, expected {ABI}); reinstall lofi"
-        )
-    return handle
-
-
-def _why_absent(file: Path) -> str:
-    note = file.with_name("_native.absent")
-    if note.exists():
-        return f"the native library was not built when lofi was installed: {note.read_text(encoding='utf-8').strip()}"
-    return f"there is no {file}; reinstall lofi (a C++ compiler is needed)"
-
-
-def _chosen(handle: ctypes.CDLL, isa: str | None) -> str:
-    here = runnable(handle)
-    if isa is None:
-        return here[0]
-    if isa not in ISAS:
-        raise RequestError(f"there is no instruction set {isa!r} in lofi's kernels; this CPU runs {', '.join(here)}")
-    if isa not in here:
-        raise RequestError(f"this CPU does not run {isa!r}; it runs {', '.join(here)}")
-    return isa
+        return NativeKernels(Library(isa=os.environ.get("LOFI_ISA") or None)), ""
+    except NativeMissing as missing:
+        return None, str(missing)
