@@ -99,8 +99,8 @@ def test_all_faults_of_a_file_are_reported_at_once(tmp_path):
         ("train=3", "train is 3, expected a section"),
         ("data.train=", "data.train is empty"),
         ("method=lorra", "did you mean lora?"),
-        ("method=qlora", "known to lofi but not in this version"),
-        ("quantization=nf4", "known to lofi but not in this version; leave it out"),
+        ("method=houlsby", "known to lofi but not in this version"),
+        ("method=qlroa", "did you mean qlora?"),
         ("quantization=nf5", "did you mean nf4?"),
         ("task=preference", "known to lofi but not in this version"),
         ("train.scheduler=cosin", "did you mean cosine?"),
@@ -108,6 +108,32 @@ def test_all_faults_of_a_file_are_reported_at_once(tmp_path):
 )
 def test_an_impossible_value_says_what_was_given_and_what_is_expected(override, words):
     assert words in fault_of(override)
+
+
+def test_qlora_and_int8_lora_say_which_quantization_the_base_has():
+    for method, quantization in (("qlora", "nf4"), ("int8-lora", "int8")):
+        recipe = make_recipe(NEEDED, [f"method={method}"])
+        assert recipe.quantization == quantization and recipe.trains_adapter
+        assert recipe.origins["quantization"] == "default"
+        assert f"quantization: {quantization}  # default" in recipe.resolved_yaml()
+        assert make_recipe(NEEDED, ["method=lora", f"quantization={quantization}"]).quantization == quantization
+        assert make_recipe(NEEDED, [f"method={method}", f"quantization={quantization}"]).method == method
+    assert make_recipe(NEEDED).quantization is None
+    assert not make_recipe(NEEDED, ["method=full"]).trains_adapter
+
+
+@pytest.mark.parametrize(
+    ("method", "quantization", "words"),
+    [
+        ("qlora", "int8", "method qlora is LoRA over an nf4 base, but quantization is int8; use method int8-lora"),
+        ("int8-lora", "nf4", "method int8-lora is LoRA over an int8 base, but quantization is nf4; use method qlora"),
+        ("full", "nf4", "method is full and quantization nf4, but quantized weights cannot train; use method qlora"),
+        ("full", "int8", "use method int8-lora, or leave quantization out"),
+    ],
+)
+def test_a_method_that_contradicts_the_quantization_is_one_sentence(method, quantization, words):
+    said = fault_of(f"method={method}", f"quantization={quantization}")
+    assert words in said and said.startswith("the request: ")
 
 
 def test_epochs_and_max_steps_exclude_each_other():

@@ -87,7 +87,12 @@ def _sentence(key: str, faults: list[Any], values: Mapping[str, Any]) -> str:
 
 
 def _key_of(loc: tuple[Any, ...], known: list[str]) -> str:
-    """The recipe's key in a pydantic location, without the union members and list indices behind it."""
+    """The recipe's key in a pydantic location, without the union members and list indices behind it.
+
+    Faults of the whole recipe have no location: they are about what method goes with what.
+    """
+    if not loc:
+        return "method"
     dotted = ".".join(str(part) for part in loc[:2])
     return dotted if dotted in known else str(loc[0])
 

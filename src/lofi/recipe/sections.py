@@ -17,11 +17,13 @@ from lofi.errors import RecipeError
 from lofi.recipe.words import known_but_later, no_such
 from lofi.recipe.writing import resolved_yaml
 
-METHODS = ("lora", "full")
-LATER_METHODS = ("qlora", "int8-lora", "houlsby", "adapter-lin", "prefix", "prompt", "bitfit")
+METHODS = ("lora", "qlora", "int8-lora", "full")
+LATER_METHODS = ("houlsby", "adapter-lin", "prefix", "prompt", "bitfit")
 TASKS = ("sft", "text", "classification", "token_classification")
 LATER_TASKS = ("preference",)
-LATER_QUANTIZATIONS = ("nf4", "int8")
+QUANTIZATIONS = ("nf4", "int8")
+QUANTIZATION_OF = {"qlora": "nf4", "int8-lora": "int8"}
+"""The methods that are LoRA over a quantized base: `method: lora` with that `quantization` is the same."""
 
 Origin = Literal["default", "file", "command line"]
 Count = Annotated[int, Field(ge=1)]
@@ -132,7 +134,7 @@ class Recipe(Section):
     model: Annotated[str, Field(min_length=1)]
     method: str = "lora"
     task: str | None = None  # None: inferred from the columns
-    quantization: str | None = None
+    quantization: str | None = None  # of the frozen base; the method's own under qlora and int8-lora
     lora: LoraSection = Field(default_factory=LoraSection)  # type: ignore[valid-type]
     data: DataSection
     train: TrainSection = Field(default_factory=TrainSection)
@@ -153,7 +155,35 @@ class Recipe(Section):
     @field_validator("quantization")
     @classmethod
     def _known_quantization(cls, value: str | None) -> str | None:
-        return value if value is None else _one_of("quantization", value, (), LATER_QUANTIZATIONS)
+        return value if value is None else _one_of("quantization", value, QUANTIZATIONS, ())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _method_says_quantization(cls, values: Any) -> Any:
+        """qlora is lora over nf4: the resolved recipe says so under `quantization`."""
+        method = values.get("method")
+        own = QUANTIZATION_OF.get(method) if isinstance(method, str) else None
+        return values if own is None or values.get("quantization") is not None else {**values, "quantization": own}
+
+    @model_validator(mode="after")
+    def _method_and_quantization_agree(self) -> Recipe:
+        own, asked = QUANTIZATION_OF.get(self.method), self.quantization
+        if self.method == "full" and asked is not None:
+            raise ValueError(
+                f"method is full and quantization {asked}, but quantized weights cannot train; "
+                f"use method {method_over(asked)}, or leave quantization out"
+            )
+        if own is not None and asked != own:
+            raise ValueError(
+                f"method {self.method} is LoRA over an {own} base, but quantization is {asked}; "
+                f"use method {method_over(asked)}, or leave quantization out"
+            )
+        return self
+
+    @property
+    def trains_adapter(self) -> bool:
+        """Whether the base stays as it is and an adapter beside it trains (every method but full)."""
+        return self.method != "full"
 
     @property
     def origins(self) -> dict[str, Origin]:
@@ -163,6 +193,11 @@ class Recipe(Section):
     def resolved_yaml(self) -> str:
         """The whole recipe as YAML, each value with its origin in a comment; reading it gives this recipe again."""
         return resolved_yaml(self.model_dump(mode="json"), self._origins)
+
+
+def method_over(quantization: str) -> str:
+    """The method whose base is quantized so: qlora for nf4 and fp4, int8-lora for int8."""
+    return "int8-lora" if quantization == "int8" else "qlora"
 
 
 def _one_of(key: str, value: str, now: tuple[str, ...], later: tuple[str, ...]) -> str:
