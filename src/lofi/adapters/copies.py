@@ -24,6 +24,11 @@ class ModuleCopy(Part):
 
     def __init__(self, module: nn.Module):
         super().__init__()
+        if any(hasattr(inner, "packed_shapes") for inner in module.modules()):
+            raise TargetError(
+                f"modules_to_save names a {type(module).__name__} whose weight is quantized, and codes cannot be "
+                "trained in full; adapt it as a target module, or keep it dense with skip_modules"
+            )
         self.copy = copy.deepcopy(module).float().requires_grad_(True)
 
     @staticmethod

@@ -21,9 +21,12 @@ PRODUCTS: dict[str, Product] = {
 def product_of(module: nn.Module) -> Product | None:
     """How this module multiplies; None if it is no linear, or a subclass that computes something else.
 
-    A new storage of frozen weights (4-bit, 8-bit) becomes adaptable by one entry in `PRODUCTS`.
+    A module with another storage of its frozen weight (4-bit, 8-bit) says so itself, in `frozen_product()`.
     """
     cls = own_class(type(module))
+    frozen: Any = getattr(module, "frozen_product", None)
+    if frozen is not None:
+        return frozen()
     for parent in cls.__mro__:
         product = PRODUCTS.get(f"{parent.__module__}.{parent.__qualname__}")
         if product is not None:
@@ -44,7 +47,7 @@ class LinearFactors(Part):
         product = product_of(module)
         assert product is not None
         out_features, in_features = product.shape(module)
-        device = product.stored(module)[0].device
+        device = module.weight.device
         self.rank, self.scale, self.dropout, self.transposed = rank, scale, dropout, product.transposed
         self.lora_A = nn.Parameter(torch.empty(rank, in_features, device=device, dtype=torch.float32))
         self.lora_B = nn.Parameter(torch.empty(out_features, rank, device=device, dtype=torch.float32))

@@ -19,19 +19,28 @@ def merged_weights(model: nn.Module, name: str = "default") -> Iterator[tuple[st
     """(base tensor name, new value) for every base tensor that the adapter changes, one at a time.
 
     W = W0 + (alpha / r) B A   LoRA (arXiv 2106.09685), sec. 4.1
+    A quantized weight counts as the dense one that its codes stand for.
     Dtypes  summed in float32 (float64 for a float64 base), rounded once to the base tensor's own dtype
     """
     for path, part in adapter_of(model, name).parts.items():
         module = model.get_submodule(path)
         for tensor_name in part.changes():
-            yield f"{path}.{tensor_name}", part.merged(tensor_name, module.get_parameter(tensor_name))
+            yield f"{path}.{tensor_name}", part.merged(tensor_name, dense_tensor(module, tensor_name))
+
+
+def dense_tensor(module: Any, tensor_name: str) -> Tensor:
+    """One tensor of a module as numbers: dequantized where the module holds codes."""
+    if tensor_name in getattr(module, "packed_shapes", {}):
+        return module.dense_weight() if tensor_name == "weight" else module.dense_parameter(tensor_name)
+    return module.get_parameter(tensor_name)
 
 
 def merge_in_memory(model: nn.Module, name: str = "default", *, inplace: bool = False) -> nn.Module:
     """A plain model with the adapter merged in: new tensors where it changed something, the rest shared.
 
-    The given model stays as it was; `inplace=True` consumes it instead (its other adapters are unloaded). A weight
-    that was tied to an unchanged one is untied, in the config too, so that saving keeps both.
+    A quantized linear that the adapter changed becomes a dense one. The given model stays as it was; `inplace=True`
+    consumes it instead (its other adapters are unloaded). A weight that was tied to an unchanged one is untied, in the
+    config too, so that saving keeps both.
     """
     adapter_of(model, name)
     values = dict(merged_weights(model, name))
@@ -40,11 +49,21 @@ def merge_in_memory(model: nn.Module, name: str = "default", *, inplace: bool = 
         unload(plain, other)
     for key, value in values.items():
         path, _, tensor_name = key.rpartition(".")
-        module = plain.get_submodule(path)
-        required = module._parameters[tensor_name].requires_grad  # type: ignore[union-attr]
+        module: Any = plain.get_submodule(path)
+        if tensor_name in getattr(module, "packed_shapes", {}):
+            module = _unpack(plain, path, module)
+        required = module._parameters[tensor_name].requires_grad
         module._parameters[tensor_name] = nn.Parameter(value, requires_grad=required)
     _untie(plain, values)
     return plain
+
+
+def _unpack(plain: nn.Module, path: str, module: Any) -> Any:
+    """Put the dense form of a quantized module in its place."""
+    parent, _, child = path.rpartition(".")
+    dense = module.to_dense()
+    setattr(plain.get_submodule(parent), child, dense)
+    return dense
 
 
 def _shallow_copy(model: nn.Module) -> nn.Module:

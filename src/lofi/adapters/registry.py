@@ -6,6 +6,7 @@ parameters live, move and are saved with the modules they belong to.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
@@ -96,9 +97,19 @@ def base_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def trainable_counts(model: nn.Module) -> tuple[int, int]:
-    """(trainable, all) elements; a parameter used twice counts once."""
-    parameters = list(model.parameters())
-    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
+    """(trainable, all) elements; a parameter used twice counts once, a packed one the elements it stands for."""
+    packed = packed_elements(model)
+    counts = [(p.requires_grad, packed.get(id(p), p.numel())) for p in model.parameters()]
+    return sum(n for trains, n in counts if trains), sum(n for _, n in counts)
+
+
+def packed_elements(model: nn.Module) -> dict[int, int]:
+    """id of a parameter that holds codes -> how many elements of a weight they stand for."""
+    return {
+        id(module.get_parameter(name)): math.prod(shape)
+        for module in model.modules()
+        for name, shape in getattr(module, "packed_shapes", {}).items()
+    }
 
 
 def trainable_line(model: nn.Module) -> str:

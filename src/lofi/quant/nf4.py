@@ -17,8 +17,9 @@ _SMALLEST = 1e-38  # what bitsandbytes divides by where a block is all zeros
 
 
 def quantize_blockwise(weight: Tensor, code: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    """(codes uint8 (ceil(n / 2),), absmax float32 (blocks,)) of a weight of n elements, first of a pair in the high nibble.
+    """(codes uint8 (ceil(n / 2),), absmax float32 (blocks,)) of a weight of n elements.
 
+    The first of a pair is in the high nibble;
     code = number of midpoints between neighbours of the code book that lie below w * (1 / absmax), clamped to -1..1
     """
     flat = weight.reshape(-1).float()  # (n,)
@@ -54,7 +55,7 @@ def quantize_scales(absmax: Tensor, block: int = 256) -> tuple[Tensor, Nested]:
 
 
 def dequantize_blockwise(stored: FourBit, dtype: torch.dtype) -> Tensor:
-    """The weight that the codes stand for: map[code] * absmax in float32, rounded once to `dtype`; shape `stored.shape`."""
+    """The weight that the codes stand for: map[code] * absmax in float32, rounded once to `dtype`."""
     pairs = torch.stack([stored.codes.view(-1) >> 4, stored.codes.view(-1) & 15], 1)  # (ceil(n / 2), 2)
     values = stored.quant_map[pairs.reshape(-1)[: stored.numel].long()]  # (n,)
     scales = stored.scales().repeat_interleave(stored.block)[: stored.numel]

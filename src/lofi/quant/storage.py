@@ -1,4 +1,4 @@
-"""What a quantized weight is in memory: its tensors, their shapes, what they cost. No arithmetic but the block scales."""
+"""What a quantized weight is in memory: its tensors, their shapes, what they cost. Computes block scales only."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Nested:
 
 @dataclass(frozen=True, eq=False)
 class FourBit:
-    """A weight in 4-bit codes: element = quant_map[code] * absmax of its block, blocks over the row-major flat weight."""
+    """A weight in 4-bit codes: element = quant_map[code] * absmax of its block, blocks over the flat weight."""
 
     codes: Tensor  # (ceil(n / 2),) uint8, the first element of a pair in the high nibble
     absmax: Tensor  # (blocks,) float32; uint8 codes under double quantization
