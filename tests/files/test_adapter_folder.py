@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import lofi
-from files.families import adapted, family_model, logits, stir
+from files.families import adapted, family_model, logits, quantized, stir
 from lofi.adapters.merge import merge_in_memory
 from lofi.adapters.registry import adapter_tensors, adapters_of, base_state
 from lofi.adapters.switch import active_adapters
@@ -434,3 +434,40 @@ def test_unloading_gives_the_base_back_bit_for_bit(saved):
 def test_a_copied_folder_loads_anywhere(saved, tmp_path):
     shutil.copytree(saved, tmp_path / "elsewhere" / "b")
     load_adapter(family_model("llama"), tmp_path / "elsewhere" / "b")
+
+
+@pytest.mark.parametrize(("trained_on", "loaded_on"), [("nf4", None), (None, "nf4"), ("int8", "nf4"), ("nf4", "int8")])
+def test_an_adapter_moves_between_the_quantizations_of_its_base_with_one_warning(trained_on, loaded_on, tmp_path):
+    def base(kind, seed=0):
+        model = family_model("llama", seed=seed)
+        return quantized(model, kind) if kind else model
+
+    model = base(trained_on)
+    lofi.add_adapter(model, lofi.LoraConfig(r=3, lora_alpha=7, target_modules=["q_proj", "down_proj"]))
+    stir(model)
+    save_adapter(model, tmp_path / "a")
+    assert read_folder(tmp_path / "a").record["base"]["quantization"] == trained_on
+    other = base(loaded_on)
+    with pytest.warns(LofiWarning) as told:
+        load_adapter(other, tmp_path / "a", check_base=True)
+    words = {None: "a dense base", "nf4": "an nf4 base", "int8": "an int8 base"}
+    assert len(told) == 1
+    assert f"was trained on {words[trained_on]} and is loaded on {words[loaded_on]}" in str(told[0].message)
+    assert all(torch.equal(a, b) for a, b in zip(*(adapter_tensors(m).values() for m in (model, other)), strict=True))
+    with pytest.raises(ProofError, match="same shapes, other weights"):
+        load_adapter(base(loaded_on, seed=1), tmp_path / "a")
+
+
+def test_an_adapter_on_its_own_quantization_comes_back_without_a_word(tmp_path):
+    def base():
+        return quantized(family_model("llama"), "nf4")
+
+    model = base()
+    lofi.add_adapter(model, lofi.LoraConfig(r=3, lora_alpha=7))
+    stir(model)
+    save_adapter(model, tmp_path / "a")
+    back = base()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", LofiWarning)
+        load_adapter(back, tmp_path / "a")
+    assert torch.equal(logits(model), logits(back))

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import lofi
-from files.families import adapted, family_model, stir
+from files.families import adapted, family_model, quantized, stir
 from lofi.adapters.registry import base_state
 from lofi.files.fingerprint import base_fingerprint, compare
 
@@ -132,3 +132,30 @@ def test_a_plain_module_and_odd_tensors_work():
     assert compare(stored(Odd(1)), stored(Odd(2))) == [
         "same shapes, other weights: 1 of 4 tensors differ, first: scalar"
     ]
+
+
+@pytest.mark.parametrize("kind", ["nf4", "nf4 single", "int8"])
+def test_a_quantized_base_is_its_dense_origin(kind):
+    dense, packed = stored(family_model("llama")), stored(quantized(family_model("llama"), kind))
+    assert packed == dense  # names, shapes, samples, digest
+    other = stored(quantized(family_model("llama", seed=1), kind))
+    assert "same shapes, other weights" in compare(dense, other)[0]
+    assert "same shapes, other weights" in compare(other, dense)[0]
+
+
+def test_a_quantized_base_that_nobody_sampled_is_compared_by_its_shapes_alone():
+    dense, unknown = stored(family_model("llama")), stored(quantized(family_model("llama"), "nf4", sampled=False))
+    assert compare(dense, unknown) == compare(unknown, dense) == []
+    for seed in (0, 1):  # embeddings and norms are dense: another base is still told by them
+        other = stored(quantized(family_model("llama", seed=seed + 1), "nf4", sampled=False))
+        assert "other weights" in compare(dense, other)[0]
+    wider = stored(quantized(family_model("llama", intermediate_size=36), "nf4", sampled=False))
+    assert any("other shapes" in reason for reason in compare(dense, wider))
+
+
+def test_an_adapter_on_a_quantized_base_leaves_its_fingerprint_alone():
+    plain = stored(quantized(family_model("llama"), "nf4"))
+    model = quantized(family_model("llama"), "nf4")
+    lofi.add_adapter(model, lofi.LoraConfig(r=3, lora_alpha=7))
+    stir(model)
+    assert stored(model) == plain

@@ -30,6 +30,7 @@ from lofi.files.atomic import atomic_folder, readable, refuse_foreign, write_jso
 from lofi.files.card import card_text
 from lofi.files.layout import read_safetensors, refuse_non_finite, save_safetensors
 from lofi.files.provenance import hash_code, versions
+from lofi.files.quantized import in_words, quantization_of
 
 CONFIG, TENSORS, RECORD = "adapter_config.json", "adapter_model.safetensors", "lofi.json"
 FORMAT = 1
@@ -88,7 +89,11 @@ def _record(model: nn.Module, adapter: Adapter) -> dict[str, Any]:
         "lofi": __version__,
         "versions": versions(),
         "code": hash_code(),
-        "base": {**fingerprint.base_fingerprint(model), "path": _base_path(model)},
+        "base": {
+            **fingerprint.base_fingerprint(model),
+            "path": _base_path(model),
+            "quantization": quantization_of(model),
+        },
         "scale": {path: part.scale for path, part in sorted(adapter.parts.items()) if part.scale is not None},
     }
 
@@ -184,7 +189,8 @@ def load_adapter(
     The adapter's dropout is off until `model.train()`. Without `check_base` another base is a warning, not an error.
     Raises  AdapterFileError naming every missing, extra or mis-shaped tensor; ProofError for another base or an
             adapter that changes nothing; TargetError where a target does not exist. The model is then as it was
-    Warns   LofiWarning if the folder has no lofi.json, so that the base cannot be proved to be the right one
+    Warns   LofiWarning if the folder has no lofi.json, so that the base cannot be proved to be the right one, or if it
+            was trained on another quantization of this base
     """
     read = read_folder(folder)
     _judge_base(model, read, check_base)
@@ -214,11 +220,22 @@ def _judge_base(model: nn.Module, read: AdapterFolder, check_base: bool) -> None
         return
     reasons = fingerprint.compare(base, fingerprint.base_fingerprint(model))
     if not reasons:
+        _tell_quantization(read, base.get("quantization"), quantization_of(model))
         return
     said = f"{read.path} was trained on another base ({base.get('path') or 'no path'}): {'; '.join(reasons[:6])}"
     if check_base:
         raise ProofError(f"{said}; load that base, or pass check_base=False if you know better")
     warnings.warn(said, LofiWarning, stacklevel=3)
+
+
+def _tell_quantization(read: AdapterFolder, trained_on: str | None, here: str | None) -> None:
+    if trained_on != here:
+        warnings.warn(
+            f"{read.path} was trained on {in_words(trained_on)} and is loaded on {in_words(here)} of the same weights: "
+            "its figures will differ a little from those on record",
+            LofiWarning,
+            stacklevel=4,
+        )
 
 
 def _fit(model: nn.Module, adapter: Adapter, read: AdapterFolder) -> dict[str, Tensor]:

@@ -2,8 +2,10 @@
 
 The sample is a few evenly spaced values of each tensor in bfloat16, compared with a tolerance of one step: the same
 checkpoint loaded as bf16, fp16 or fp32 is the same base. Fields that do not change the function (dtype, cache, paths,
-labels, dropout) are not part of it. Rejected: hashing the files (minutes for a large base, and a re-sharded or
-re-cast copy would be refused) and an exact digest (rounding fp32 to fp16 to bf16 moves one value in sixteen by a step).
+labels, dropout) are not part of it, and a quantized weight is described by its dense origin: name, shape, and the
+sample that was taken when it was quantized ("" where nobody took one). Rejected: hashing the files (minutes for a large
+base, and a re-sharded or re-cast copy would be refused) and an exact digest (rounding fp32 to fp16 to bf16 moves one
+value in sixteen by a step).
 """
 
 from __future__ import annotations
@@ -15,14 +17,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lofi.adapters.registry import adapters_of, base_state
+from lofi.adapters.surgery import named_base_modules
+from lofi.quant.origin import SMALLEST, sample
 
-SAMPLES = 32
-"""Values kept of each tensor (64 bytes in the record)."""
-_SMALLEST = 2.0**-14  # below this fp16 has no full precision: counted as zero on every side
 _ONE_STEP_SHARE = 0.15  # double rounding moves about 1/16 of the values by one step; other weights move most of them
 _IGNORED = {
     "_name_or_path", "architectures", "attn_implementation", "auto_map", "bad_words_ids", "begin_suppress_tokens",
@@ -41,13 +41,16 @@ def base_fingerprint(model: nn.Module, *, exclude: Iterable[str] = ()) -> dict[s
 
     Left out: tensors whose name begins with one of `exclude`, newly initialised task heads (`model.lofi_new_tensors`)
     and modules that an adapter replaces by a trained copy; their names are listed under "excluded".
-    Exact   the same checkpoint gives a fingerprint without `compare` reasons whatever dtype it is loaded in
+    Exact   the same checkpoint gives a fingerprint without `compare` reasons whatever dtype it is loaded in, dense or
+            quantized
     """
+    packed, scales = _packed(model)
     heads = sorted({*exclude, *getattr(model, "lofi_new_tensors", ()), *_copied_modules(model)})
     tensors: dict[str, str] = {}  # "53x24 <base64>": one line each in the record
     for name, tensor in base_state(model).items():
-        if not _under(name, heads):
-            tensors[name] = f"{'x'.join(map(str, tensor.shape))} {sample(tensor)}"
+        if not _under(name, heads) and name not in scales:
+            shape, values = packed[name] if name in packed else (tensor.shape, sample(tensor))
+            tensors[name] = f"{'x'.join(map(str, shape))} {values}"
     record = {"architecture": architecture(model), "tensors": tensors, "excluded": heads}
     return {**record, "digest": hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()}
 
@@ -63,7 +66,8 @@ def architecture(model: nn.Module) -> dict[str, Any]:
 def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     """Reasons why `b` (the base at hand) is not `a` (the base on record), in words; [] if it is the same.
 
-    Fields that only one side has are ignored: releases of transformers add some.
+    Fields that only one side has are ignored: releases of transformers add some. A tensor whose values one side does
+    not know is compared by its shape.
     """
     excluded = [*a.get("excluded", ()), *b.get("excluded", ())]
     mine = {k: v.split(" ") for k, v in a["tensors"].items() if not _under(k, excluded)}
@@ -81,6 +85,19 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
         what = "same shapes, other weights" if not reasons else "other weights"
         reasons.append(f"{what}: {_of(changed, same_shape)} differ, first: {changed[0]}")
     return reasons
+
+
+def _packed(model: nn.Module) -> tuple[dict[str, tuple[tuple[int, ...], str]], set[str]]:
+    """(name of each quantized weight -> (shape, sample) of its dense origin, names of the tensors that scale it)."""
+    packed: dict[str, tuple[tuple[int, ...], str]] = {}
+    scales: set[str] = set()
+    for path, module in named_base_modules(model):
+        shapes: dict[str, tuple[int, ...]] = getattr(module, "packed_shapes", {})
+        for name, shape in shapes.items():
+            packed[f"{path}.{name}"] = shape, module.dense_sample or ""
+        if shapes:
+            scales |= {f"{path}.{name}" for name in module._buffers}
+    return packed, scales
 
 
 def _of(some: list[str], of: list[str]) -> str:
@@ -118,18 +135,6 @@ def _name_reasons(mine: Mapping[str, Any], yours: Mapping[str, Any]) -> list[str
     return reasons + ([f"{len(extra)} tensors of this base are new, first: {extra[0]}"] if extra else [])
 
 
-def sample(tensor: Tensor) -> str:
-    """Evenly spaced values of a tensor, as base64 of bfloat16 bits; empty for tensors without storage."""
-    count = min(SAMPLES, tensor.numel())
-    if count == 0 or tensor.device.type == "meta":
-        return ""
-    places = torch.arange(count, device=tensor.device) * tensor.numel() // count
-    tensor = tensor.detach().reshape(1) if tensor.ndim == 0 else tensor.detach()
-    values = tensor[torch.unravel_index(places, tensor.shape)].to("cpu", torch.float32)
-    canonical = torch.where(values.abs() < _SMALLEST, 0.0, values).to(torch.bfloat16)
-    return base64.b64encode(canonical.view(torch.int16).numpy().tobytes()).decode()
-
-
 def _steps(sample: str) -> numpy.ndarray:
     """The sampled values as positions on the ladder of bfloat16 numbers, so that neighbours differ by one."""
     bits = numpy.frombuffer(base64.b64decode(sample), dtype=numpy.int16).astype(numpy.int64)
@@ -141,9 +146,11 @@ def _changed(mine: Mapping[str, Any], yours: Mapping[str, Any], names: list[str]
     near: list[str] = []
     moved = total = 0
     for name in names:
-        if mine[name][1] and yours[name][1] and mine[name][1] != yours[name][1]:
+        if not (mine[name][1] and yours[name][1]):
+            continue  # one side's values are not known: a folder that was quantized elsewhere
+        if mine[name][1] != yours[name][1]:
             gap = numpy.abs(_steps(mine[name][1]) - _steps(yours[name][1]))
-            # zero stands for everything below _SMALLEST, whose own step is one as well
+            # zero stands for everything below SMALLEST, whose own step is one as well
             far += [name] if bool((_off_floor(gap) > 1).any()) else []
             near.append(name)
             moved += int((gap == 1).sum())
@@ -151,7 +158,7 @@ def _changed(mine: Mapping[str, Any], yours: Mapping[str, Any], names: list[str]
     return far or (near if moved > _ONE_STEP_SHARE * total else [])
 
 
-_FLOOR = int(numpy.float32(_SMALLEST).view(numpy.int32)) >> 16
+_FLOOR = int(numpy.float32(SMALLEST).view(numpy.int32)) >> 16
 
 
 def _off_floor(gap: numpy.ndarray) -> numpy.ndarray:

@@ -32,7 +32,7 @@ def finish(recipe: Recipe, job: Job, folder: RunFolder, trainer: LofiTrainer, *,
     metrics = _figures(rows, trainer, seconds)
     lines = [*trainer.proof.lines, verdict.words, *_stopped_early(trainer)]
     job.model.eval()
-    if recipe.method == "lora":
+    if recipe.trains_adapter:
         adapter, model = save_trained_adapter(job, folder, metrics), None
         lines.append(f"adapter: {adapter}")
     else:

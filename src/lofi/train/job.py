@@ -13,6 +13,7 @@ from typing import Any
 
 from lofi.errors import ModelError, RecipeError
 from lofi.recipe import Recipe
+from lofi.train import quantized
 from lofi.train.seeds import seed_everything, stream
 from lofi.train.settings import CPU_FORWARD_TOKENS, Chosen, Facts, activation_bytes, choose, count_steps, free_bytes
 
@@ -106,10 +107,14 @@ def build(recipe: Recipe, rows: Rows, stored: Chosen | None) -> Job:
         torch.set_num_threads(stored.threads)
     tokenizer = load_tokenizer(recipe.model)
     config = _config(recipe.model)
+    wanted = quantized.wanted(recipe, config)
     prepared, judged = _prepare(recipe, rows, tokenizer, config)
-    model, report = _model(recipe, rows, prepared, config, device=device, dtype=dtype, padding=pad_id(tokenizer))
+    task = model_task(rows.task, config)
+    model = _model(recipe, task, prepared, wanted, device=device, dtype=dtype, padding=pad_id(tokenizer))
+    report = _adapt(recipe, model, prepared)
     attention = _attend(model, dtype, stored, longest=_row_tokens(recipe, rows, model, prepared))
-    chosen = stored or choose(recipe, _facts(recipe, rows, model, prepared, dtype=dtype, attention=attention))
+    facts = {"dtype": dtype, "attention": attention, "wanted": wanted}
+    chosen = stored or choose(recipe, _facts(recipe, rows, model, prepared, **facts))
     batches = _group(chosen, prepared, tokenizer)
     validation = _group(chosen, judged, tokenizer) if judged is not None else None
     chosen = stored or count_steps(chosen, recipe, len(batches), judged is not None)
@@ -156,27 +161,33 @@ def model_task(task: str, config: Any) -> str:
 
 
 def _model(
-    recipe: Recipe, rows: Rows, prepared: Any, config: Any, *, device: str, dtype: Any, padding: int
-) -> tuple[Any, Any]:
-    """The model with its adapter (and what that matched), or ready to train in full in float32."""
+    recipe: Recipe, task: str, prepared: Any, wanted: quantized.Wanted, *, device: str, dtype: Any, padding: int
+) -> Any:
+    """The model as it stands before the adapter: in the compute dtype, or in float32 masters to train in full."""
     import torch
 
-    from lofi.adapters.attach import add_adapter
-    from lofi.models.checkpointing import enable
     from lofi.models.load import load_model, mark_multi_label
 
     seed_everything(stream(recipe.train.seed, "init"))
-    held = dtype.dtype if recipe.method == "lora" else torch.float32  # full fine-tuning keeps float32 masters
+    held = dtype.dtype if recipe.trains_adapter else torch.float32
     model = load_model(
-        recipe.model, recipe.quantization, dtype=held, device=device,
-        task=model_task(rows.task, config), labels=prepared.labels,
-    )  # fmt: skip
+        recipe.model, wanted.to_load, dtype=held, device=device, task=task, labels=prepared.labels
+    )
+    quantized.compute_in(model, held)
     if getattr(model.config, "pad_token_id", None) is None:
         model.config.pad_token_id = padding  # classifiers over a decoder find a row's last token by it
     if prepared.multi_label:
         mark_multi_label(model)
+    return model
+
+
+def _adapt(recipe: Recipe, model: Any, prepared: Any) -> Any:
+    """Put the adapter on (its report is given back), or let every weight train; then what the recipe asks of both."""
+    from lofi.adapters.attach import add_adapter
+    from lofi.models.checkpointing import enable
+
     report = None
-    if recipe.method == "lora":
+    if recipe.trains_adapter:
         lora, note = with_stop_row(model, recipe.lora.to_config(), prepared.text_format)
         report = add_adapter(model, lora)
         report.notes += [note] if note else []
@@ -184,7 +195,7 @@ def _model(
         model.requires_grad_(True)
     if recipe.train.gradient_checkpointing:
         enable(model)
-    return model, report
+    return report
 
 
 def with_stop_row(model: Any, config: Any, text_format: Any) -> tuple[Any, str | None]:
@@ -242,7 +253,9 @@ def _width(model: Any) -> int:
     return int(getattr(model.config, "hidden_size", 0) or 0)
 
 
-def _facts(recipe: Recipe, rows: Rows, model: Any, prepared: Any, *, dtype: Any, attention: Any) -> Facts:
+def _facts(
+    recipe: Recipe, rows: Rows, model: Any, prepared: Any, *, dtype: Any, attention: Any, wanted: quantized.Wanted
+) -> Facts:
     import torch
 
     device = str(model.device)
@@ -255,7 +268,10 @@ def _facts(recipe: Recipe, rows: Rows, model: Any, prepared: Any, *, dtype: Any,
         longest=max(example.size for example in prepared.examples),
         width=_width(model),
         attention=attention,
-        free_bytes=free_bytes(device),
+        quantization=wanted.kind,
+        quantization_why=wanted.why,
+        workspace_bytes=quantized.workspace_bytes(model, dtype.dtype.itemsize),
+        free_bytes=free_bytes(device, base=quantized.held_bytes(model)),
         activation_bytes=activation_bytes(model.config, dtype.dtype.itemsize),
         threads=torch.get_num_threads(),
     )

@@ -76,7 +76,7 @@ def _run(recipe: Recipe, folder: RunFolder, start: Start, say: Say, said: list[s
     job = build(recipe, rows, stored)
     base = _base(recipe, job)
     if stored is not None:
-        refuse_other_inputs(folder, start.record or {}, rows.digests(), _base_reasons(start, base))
+        refuse_other_inputs(folder, start.record or {}, rows.digests(), _base_reasons(start, base, job))
     else:
         open_folder(folder, recipe, job.chosen, data=rows.digests(), base=base)
     for line in opening_lines(job):
@@ -95,10 +95,14 @@ def _base(recipe: Recipe, job: Job) -> dict[str, Any]:
     return base_fingerprint(job.model, exclude=getattr(job.model, "lofi_new_tensors", ()))
 
 
-def _base_reasons(start: Start, base: dict[str, Any]) -> list[str]:
+def _base_reasons(start: Start, base: dict[str, Any], job: Job) -> list[str]:
+    """How the base at hand is not the one that the run began on: another one, or quantized otherwise."""
     from lofi.files.fingerprint import compare
+    from lofi.files.quantized import in_words, quantization_of
 
-    return compare((start.record or {})["base"], base)
+    then, now = job.chosen.quantization, quantization_of(job.model)
+    otherwise = [f"{in_words(now)} against {in_words(then)}"] if then != now else []
+    return compare((start.record or {})["base"], base) + otherwise
 
 
 def opening_lines(job: Job) -> list[str]:

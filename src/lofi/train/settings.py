@@ -17,8 +17,9 @@ from lofi.errors import RecipeError
 from lofi.recipe import Recipe
 from lofi.train.seeds import stream
 
-LEARNING_RATE = {"lora": 2.0e-4, "full": 2.0e-5}
-"""Peak learning rates; an adapter's best is about ten times full fine-tuning's (LoRA Without Regret, 2025)."""
+LEARNING_RATE = {"lora": 2.0e-4, "qlora": 2.0e-4, "int8-lora": 2.0e-4, "full": 2.0e-5}
+"""Peak learning rates; an adapter's best is about ten times full fine-tuning's (LoRA Without Regret, 2025), and a
+quantized base does not move it (QLoRA, arXiv 2305.14314, trains 7B and 13B at 2e-4)."""
 CPU_FORWARD_TOKENS = 2048
 """More tokens a forward pass gain nothing on a CPU: 512 to 4096 of them were equally fast (lofi-tiny, LoRA, bf16)."""
 MEMORY_SHARE = 0.4
@@ -45,6 +46,11 @@ class Facts:
     threads: int
     attention: Any
     """lofi.models.attention.Attention"""
+    quantization: str | None = None
+    """nf4, fp4 or int8 where the base is quantized."""
+    quantization_why: str = ""
+    workspace_bytes: int = 0
+    """One dense copy of the largest quantized weight, which every product with a quantized weight goes through."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +77,7 @@ class Chosen:
     max_steps: int = 0
     warmup_steps: int = 0
     eval_steps: int | None = None
+    quantization: str | None = None
     why: dict[str, str] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
@@ -92,6 +99,8 @@ def choose(recipe: Recipe, facts: Facts) -> Chosen:
     """
     train, why = recipe.train, {"device": _device_words(facts), "dtype": facts.dtype.reason}
     why["attention"] = facts.attention.reason
+    if facts.quantization is not None:
+        why["quantization"] = facts.quantization_why
     accumulation, micro_tokens, why["micro_tokens"] = _micro(recipe, facts)
     why["packing"] = facts.packs_why
     rate = train.learning_rate
@@ -103,7 +112,7 @@ def choose(recipe: Recipe, facts: Facts) -> Chosen:
     return Chosen(
         device=facts.device,
         dtype=facts.dtype.name,
-        autocast=recipe.method == "full" and facts.dtype.autocast,
+        autocast=not recipe.trains_adapter and facts.dtype.autocast,
         scaler=facts.dtype.scaler,
         threads=facts.threads,
         attention=facts.attention.name,
@@ -115,6 +124,7 @@ def choose(recipe: Recipe, facts: Facts) -> Chosen:
         learning_rate=rate,
         gradient_checkpointing=train.gradient_checkpointing,
         seed=train.seed,
+        quantization=facts.quantization,
         why=why,
     )
 
@@ -145,7 +155,8 @@ def _micro(recipe: Recipe, facts: Facts) -> tuple[int, int, str]:
 
 def _fit(batch: int, facts: Facts, checkpointing: bool) -> tuple[int, int, str]:
     """Cut a step into the fewest forward passes whose activations fit, none shorter than the longest row."""
-    room = int(facts.free_bytes * MEMORY_SHARE / max(1, facts.activation_bytes // (4 if checkpointing else 1)))
+    free = max(0, facts.free_bytes - facts.workspace_bytes)
+    room = int(free * MEMORY_SHARE / max(1, facts.activation_bytes // (4 if checkpointing else 1)))
     limit, reason = room, f"activations of {room} tokens fit in {MEMORY_SHARE:.0%} of the free memory"
     if facts.device == "cpu" and room > CPU_FORWARD_TOKENS:
         limit, reason = CPU_FORWARD_TOKENS, "a CPU gains nothing from longer forward passes"
@@ -225,11 +236,17 @@ def activation_bytes(config: Any, itemsize: int) -> int:
     return max(1, layers * (14 * width + 4 * inner) * itemsize)
 
 
-def free_bytes(device: str) -> int:
-    """Memory that is free now on the device, in bytes."""
+def free_bytes(device: str, base: int = 0) -> int:
+    """Memory that is free now on the device, in bytes, less what of a base of `base` bytes is still to come into it.
+
+    A base that is mapped from its files (a pre-quantized folder on a CPU) counts as free memory as long as no page of
+    it was read, and again whenever the system may drop the page; every step reads all of it, so it has to stay.
+    """
     import psutil
     import torch
 
     if device.startswith("cuda"):
         return int(torch.cuda.mem_get_info()[0])
-    return int(psutil.virtual_memory().available)
+    memory = psutil.Process().memory_info()
+    own = memory.rss - getattr(memory, "shared", 0)  # anonymous: what is here and cannot be dropped
+    return max(0, int(psutil.virtual_memory().available) - max(0, base - own))
