@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 import lofi
 from lofi.adapters.registry import adapter_tensors
-from lofi.quant.config import Int8Options, NF4Options
-from lofi.quant.linear import Int8Linear, NF4Linear
 
 V = 53
 _SHARED = {"vocab_size": V, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -90,20 +88,4 @@ def adapted(family: str, name: str = "default", *, seed: int = 0, **config: Any)
     model = family_model(family, seed=seed)
     lofi.add_adapter(model, lofi.LoraConfig(**{"r": 3, "lora_alpha": 7, **config}), name)
     stir(model, name)
-    return model
-
-
-def quantized(model: Any, kind: str, *, sampled: bool = True) -> Any:
-    """The model with every linear under its layers in 4 or 8 bits; `sampled` False as a folder made elsewhere is."""
-    for path, module in list(model.named_modules()):
-        if type(module) is nn.Linear and ".layers." in path:
-            made = (
-                Int8Linear.from_dense(module, Int8Options())
-                if kind == "int8"
-                else NF4Linear.from_dense(module, NF4Options(double_quant=kind == "nf4"))
-            )
-            if not sampled:
-                made.dense_sample = None
-            parent, _, name = path.rpartition(".")
-            setattr(model.get_submodule(parent), name, made)
     return model

@@ -18,12 +18,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import lofi
-from files.families import adapted, family_model, logits, quantized, stir
+from files.families import adapted, family_model, logits, stir
 from lofi.adapters.merge import merge_in_memory
 from lofi.adapters.registry import adapter_tensors, adapters_of, base_state
 from lofi.adapters.switch import active_adapters
 from lofi.errors import AdapterFileError, LofiError, LofiWarning, ProofError, TargetError
 from lofi.files.adapter_folder import load_adapter, read_folder, save_adapter
+from quantized_models import quantized
 
 Q = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 B = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 import lofi
-from files.families import adapted, family_model, quantized, stir
+from files.families import adapted, family_model, stir
 from lofi.adapters.registry import base_state
 from lofi.files.fingerprint import base_fingerprint, compare
+from quantized_models import quantized
 
 
 def stored(model, **more) -> dict:

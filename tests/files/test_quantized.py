@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from files.families import family_model, quantized
+from files.families import family_model
 from lofi.files.quantized import in_words, quantization_of, stored_quantization
+from quantized_models import quantized
 
 
 def test_a_model_says_how_it_is_quantized():

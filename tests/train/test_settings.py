@@ -12,7 +12,7 @@ from lofi.errors import RecipeError
 from lofi.models.attention import Attention
 from lofi.models.dtypes import DtypeChoice
 from lofi.recipe import make_recipe
-from lofi.train.settings import Chosen, Facts, activation_bytes, choose, count_steps, training_arguments
+from lofi.train.settings import Chosen, Facts, activation_bytes, choose, count_steps, free_bytes, training_arguments
 
 GIB = 2**30
 
@@ -50,6 +50,26 @@ def test_gradient_checkpointing_makes_room():
     assert chosen.accumulation == 1
 
 
+def test_the_dense_copy_that_a_quantized_base_multiplies_through_takes_room():
+    asked = recipe("qlora", batch_tokens=4000)
+    chosen = choose(asked, facts(free_bytes=4 * GIB, quantization="nf4", quantization_why="method qlora"))
+    assert (chosen.accumulation, chosen.quantization) == (3, "nf4")
+    assert "quantization: nf4 (method qlora)" in chosen.lines()
+    assert choose(asked, facts(free_bytes=4 * GIB, workspace_bytes=2 * GIB)).accumulation == 5
+
+
+def test_a_base_that_is_still_in_its_files_is_not_counted_as_free(monkeypatch):
+    import psutil
+
+    memory = SimpleNamespace(rss=5 * GIB, shared=3 * GIB)
+    monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace(memory_info=lambda: memory))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=9 * GIB))
+    assert free_bytes("cpu") == 9 * GIB
+    assert free_bytes("cpu", base=2 * GIB) == 9 * GIB  # as large as what this process holds itself
+    assert free_bytes("cpu", base=4 * GIB) == 7 * GIB
+    assert free_bytes("cpu", base=40 * GIB) == 0
+
+
 def test_no_part_is_shorter_than_the_longest_row():
     chosen = choose(recipe(batch_tokens=4000), facts(free_bytes=GIB // 4, longest=900))
     assert chosen.micro_tokens == 900 and chosen.accumulation == 5
@@ -74,12 +94,13 @@ def test_rows_and_parts_as_asked_are_taken_as_asked():
 
 def test_each_method_has_its_own_default_rate_and_an_asked_rate_wins():
     assert choose(recipe("lora"), facts()).learning_rate == 2e-4
+    assert choose(recipe("qlora"), facts()).learning_rate == choose(recipe("int8-lora"), facts()).learning_rate == 2e-4
     assert choose(recipe("full"), facts()).learning_rate == 2e-5
     assert choose(recipe("full", learning_rate=3e-4), facts()).learning_rate == 3e-4
 
 
 def test_only_full_fine_tuning_runs_under_autocast():
-    assert not choose(recipe("lora"), facts()).autocast
+    assert not any(choose(recipe(method), facts()).autocast for method in ("lora", "qlora", "int8-lora"))
     assert choose(recipe("full"), facts()).autocast
 
 

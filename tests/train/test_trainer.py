@@ -11,9 +11,11 @@ import torch
 
 import lofi
 from lofi.errors import RequestError
+from lofi.models.checkpointing import enable
 from lofi.train.checkpoint import is_complete, last_checkpoint
 from lofi.train.collate import PadRows
 from lofi.train.trainer import LofiTrainer
+from quantized_models import quantized
 from tiny_training import (
     arguments,
     language_rows,
@@ -30,6 +32,11 @@ def labelled_rows(count: int = 21, seed: int = 4, per_token: bool = False) -> li
     for i, row in enumerate(rows):
         row["labels"] = [(i + t) % 3 if t else -100 for t in range(len(row["input_ids"]))] if per_token else i % 3
     return rows
+
+
+def checkpointed(model):
+    enable(model)
+    return model
 
 
 CASES = {
@@ -50,6 +57,9 @@ CASES = {
         {},
     ),
     "encoder and decoder": (lambda: with_lora(tiny_t5()), language_rows, {}),
+    "nf4 base": (lambda: with_lora(quantized(tiny_llama().to(torch.bfloat16), "nf4")), language_rows, {}),
+    "int8 base": (lambda: with_lora(quantized(tiny_llama().to(torch.bfloat16), "int8")), language_rows, {}),
+    "nf4 base, checkpointed": (lambda: checkpointed(with_lora(quantized(tiny_llama(), "nf4"))), language_rows, {}),
 }
 
 
