@@ -160,3 +160,15 @@ def test_an_adapter_on_a_quantized_base_leaves_its_fingerprint_alone():
     lofi.add_adapter(model, lofi.LoraConfig(r=3, lora_alpha=7))
     stir(model)
     assert stored(model) == plain
+
+
+def test_a_weight_stored_the_other_way_round_is_its_packed_form_too(tmp_path):
+    dense = family_model("gpt2")
+    dense.save_pretrained(tmp_path / "gpt2")
+    for kind in ("nf4", "int8"):
+        packed = lofi.load_model(tmp_path / "gpt2", quantization=kind, device="cpu")
+        assert compare(stored(dense), stored(packed)) == compare(stored(packed), stored(dense)) == []
+        assert stored(packed)["digest"] == stored(dense)["digest"]
+        packed.save_pretrained(tmp_path / kind)
+        again = lofi.load_model(tmp_path / kind, device="cpu")
+        assert stored(again)["digest"] == stored(dense)["digest"]

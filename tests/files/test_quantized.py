@@ -6,7 +6,8 @@ import pytest
 from torch import nn
 
 from files.families import family_model
-from lofi.files.quantized import in_words, quantization_of, stored_quantization
+from lofi.errors import ModelError
+from lofi.files.quantized import held_quantization, in_words, quantization_of
 from quantized_models import quantized
 
 
@@ -24,15 +25,20 @@ def test_a_model_says_how_it_is_quantized():
         ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "nf4"),
         ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}, "fp4"),
         ({"quant_method": "bitsandbytes", "load_in_8bit": True, "load_in_4bit": False}, "int8"),
-        ({"quant_method": "gptq", "bits": 4}, "gptq"),
     ],
 )
 def test_a_config_says_how_its_folder_is_quantized(held, kind):
     config = family_model("llama").config
     if held is not None:
         config.quantization_config = held
-    assert stored_quantization(config) == kind
-    assert stored_quantization({"quantization_config": held}) == kind
+    assert held_quantization(config, "here") == kind
+
+
+def test_what_another_library_packed_is_refused():
+    config = family_model("llama").config
+    config.quantization_config = {"quant_method": "gptq", "bits": 4}
+    with pytest.raises(ModelError, match="here holds gptq-quantized weights"):
+        held_quantization(config, "here")
 
 
 def test_the_kinds_of_a_base_in_words():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +11,7 @@ from torch import nn
 from lofi.errors import RecipeError
 from lofi.models.checkpointing import enable
 from lofi.recipe import make_recipe
-from lofi.train.quantized import Wanted, compute_in, held_bytes, wanted, workspace_bytes
+from lofi.train.quantized import Wanted, held_bytes, wanted, workspace_bytes
 from quantized_models import quantized
 from tiny_training import tiny_llama, with_lora
 
@@ -25,8 +27,8 @@ def asked(method: str, quantization: str | None = None):
     return make_recipe({"model": "here", "data": {"train": "t.jsonl"}, "output": "o"}, overrides)
 
 
-def folder(kind: str | None) -> dict:
-    return {"quantization_config": WRITTEN[kind]} if kind else {}
+def folder(kind: str | None) -> SimpleNamespace:
+    return SimpleNamespace(**({"quantization_config": WRITTEN[kind]} if kind else {}))
 
 
 @pytest.mark.parametrize(
@@ -67,14 +69,6 @@ def test_a_folder_quantized_otherwise_is_refused_with_the_remedy(method, held, w
 
 def test_nothing_is_wanted_of_a_dense_base():
     assert wanted(asked("lora"), folder(None)) == Wanted()
-
-
-@pytest.mark.parametrize("kind", ["nf4", "int8"])
-def test_the_compute_dtype_follows_the_run_and_not_the_folder(kind):
-    model = quantized(tiny_llama(), kind)
-    for dtype in (torch.float16, torch.float32):
-        compute_in(model, dtype)
-        assert {m.compute_dtype for m in model.modules() if hasattr(m, "packed_shapes")} == {dtype}
 
 
 def test_memory_counts_one_dense_copy_of_the_largest_packed_weight():

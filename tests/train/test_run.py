@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import lofi
-from lofi.errors import DataError, Interrupted, LofiError, NonFiniteError, ProofError, RecipeError
+from lofi.errors import DataError, Interrupted, LofiError, LofiWarning, NonFiniteError, ProofError, RecipeError
 from lofi.recipe import make_recipe
 from lofi.train.run import train
 from tiny_training import tiny_bert, tiny_t5
@@ -350,3 +350,77 @@ def test_tensorboard_events_are_written_where_it_is_installed(small, tmp_path):
     asked = recipe(tmp_path, small, train__report_to="tensorboard", train__max_steps=2, train__epochs="null")
     train(asked, progress=False)
     assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
+
+
+@pytest.mark.parametrize(("method", "kind"), [("qlora", "nf4"), ("int8-lora", "int8")])
+def test_a_run_over_a_quantized_base_learns_and_says_on_what(method, kind, small, tmp_path):
+    from lofi.files.golden import replay
+
+    asked = recipe(tmp_path, small, method=method, train__gradient_checkpointing="true")
+    result = train(asked, progress=False)
+    assert result.metrics["eval_loss"] < result.metrics["eval_loss_before"]
+    assert f"quantization: {kind} (method {method})" in result.lines
+    assert any(line.startswith("trainable params") and "all params: 20" in line for line in result.lines)  # logical
+    model = lofi.load_model(small, quantization=kind, dtype="fp32")
+    record = lofi.load_adapter(model, result.adapter).record
+    assert record["base"]["quantization"] == kind and replay(model, record["golden"]) == []
+    dense = lofi.load_model(small)
+    with pytest.warns(LofiWarning, match=f"trained on an {kind} base and is loaded on a dense base"):
+        lofi.load_adapter(dense, result.adapter)
+
+
+def test_method_lora_with_a_quantization_is_the_same_run_said_otherwise(small, tmp_path):
+    made = []
+    for name, changes in (("a", {"method": "qlora"}), ("b", {"method": "lora", "quantization": "nf4"})):
+        (tmp_path / name).mkdir()
+        result = train(recipe(tmp_path / name, small, checks=[], **changes), progress=False)
+        made.append((result.adapter / "adapter_model.safetensors").read_bytes())
+    assert made[0] == made[1]
+
+
+@pytest.mark.parametrize("method", ["qlora", "int8-lora"])
+def test_a_run_over_a_quantized_base_resumes_to_the_same_bits(method, small, tmp_path):
+    folders = tmp_path / "whole", tmp_path / "stopped"
+    for folder in folders:
+        folder.mkdir()
+    changes = {"method": method, "lora__lora_dropout": 0.2, "train__dtype": "bf16"}
+    whole = train(recipe(folders[0], small, **changes), progress=False)
+    asked = recipe(folders[1], small, **changes)
+    journal = folders[1] / "run" / "metrics.jsonl"
+    third = _ctrl_c_when(lambda: journal.is_file() and '"step": 3,' in journal.read_text())
+    with third, pytest.raises(Interrupted, match="--resume"):
+        train(asked, progress=False)
+    resumed = train(asked, resume=True, progress=False)
+    assert resumed.resumed
+    tensors = [run.output / "adapter/adapter_model.safetensors" for run in (whole, resumed)]
+    assert tensors[0].read_bytes() == tensors[1].read_bytes()
+    assert _timeless(whole.output / "metrics.jsonl") == _timeless(resumed.output / "metrics.jsonl")
+
+
+def test_a_folder_that_is_quantized_already_trains_as_it_is_and_not_in_full(small, tmp_path):
+    packed = tmp_path / "packed"
+    lofi.load_model(small, quantization="nf4").save_pretrained(packed)
+    _copy_tokenizer(packed)
+    result = train(recipe(tmp_path, packed, checks=[]), progress=False)
+    assert "quantization: nf4 (as the model folder is written)" in result.lines
+    assert lofi.load_adapter(lofi.load_model(packed), result.adapter).record["base"]["quantization"] == "nf4"
+    (tmp_path / "other").mkdir()
+    for method, words in (("full", "which cannot train"), ("int8-lora", "use method qlora")):
+        with pytest.raises(RecipeError, match=words):
+            train(recipe(tmp_path / "other", packed, method=method), progress=False)
+    assert not (tmp_path / "other" / "run").exists()
+
+
+def test_a_base_that_was_quantized_since_is_no_base_to_resume_on(small, tmp_path):
+    base = tmp_path / "base"
+    lofi.load_model(small).save_pretrained(base)
+    _copy_tokenizer(base)
+    asked = recipe(tmp_path, base)
+    journal = tmp_path / "run" / "metrics.jsonl"
+    with _ctrl_c_when(lambda: journal.is_file() and '"step": 2,' in journal.read_text()), pytest.raises(Interrupted):
+        train(asked, progress=False)
+    packed = lofi.load_model(base, quantization="nf4")
+    (base / "model.safetensors").unlink()
+    packed.save_pretrained(base)
+    with pytest.raises(RecipeError, match="an nf4 base against a dense base"):
+        train(asked, resume=True, progress=False)

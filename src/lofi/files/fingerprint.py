@@ -17,8 +17,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy
-from torch import nn
+from torch import Tensor, nn
 
+from lofi.adapters.linear import product_of
 from lofi.adapters.registry import adapters_of, base_state
 from lofi.adapters.surgery import named_base_modules
 from lofi.quant.origin import SMALLEST, sample
@@ -44,12 +45,12 @@ def base_fingerprint(model: nn.Module, *, exclude: Iterable[str] = ()) -> dict[s
     Exact   the same checkpoint gives a fingerprint without `compare` reasons whatever dtype it is loaded in, dense or
             quantized
     """
-    packed, scales = _packed(model)
+    packed, scales, turned = _packed(model)
     heads = sorted({*exclude, *getattr(model, "lofi_new_tensors", ()), *_copied_modules(model)})
     tensors: dict[str, str] = {}  # "53x24 <base64>": one line each in the record
     for name, tensor in base_state(model).items():
         if not _under(name, heads) and name not in scales:
-            shape, values = packed[name] if name in packed else (tensor.shape, sample(tensor))
+            shape, values = packed[name] if name in packed else _described(tensor, name in turned)
             tensors[name] = f"{'x'.join(map(str, shape))} {values}"
     record = {"architecture": architecture(model), "tensors": tensors, "excluded": heads}
     return {**record, "digest": hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()}
@@ -87,17 +88,29 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     return reasons
 
 
-def _packed(model: nn.Module) -> tuple[dict[str, tuple[tuple[int, ...], str]], set[str]]:
-    """(name of each quantized weight -> (shape, sample) of its dense origin, names of the tensors that scale it)."""
-    packed: dict[str, tuple[tuple[int, ...], str]] = {}
+_Described = tuple[tuple[int, ...], str]
+
+
+def _described(tensor: Tensor, turned: bool) -> _Described:
+    """(shape, sample) of a dense tensor; one stored (I, O) as the (O, I) that it would be packed as."""
+    tensor = tensor.t() if turned else tensor
+    return tuple(tensor.shape), sample(tensor)
+
+
+def _packed(model: nn.Module) -> tuple[dict[str, _Described], set[str], set[str]]:
+    """(each quantized weight's dense origin, the tensors that scale one, the dense weights that are stored (I, O))."""
+    packed: dict[str, _Described] = {}
     scales: set[str] = set()
+    turned: set[str] = set()
     for path, module in named_base_modules(model):
         shapes: dict[str, tuple[int, ...]] = getattr(module, "packed_shapes", {})
         for name, shape in shapes.items():
             packed[f"{path}.{name}"] = shape, module.dense_sample or ""
         if shapes:
             scales |= {f"{path}.{name}" for name in module._buffers}
-    return packed, scales
+        elif (product := product_of(module)) is not None and product.transposed:
+            turned.add(f"{path}.weight")
+    return packed, scales, turned
 
 
 def _of(some: list[str], of: list[str]) -> str:

@@ -173,7 +173,6 @@ def _model(
     model = load_model(
         recipe.model, wanted.to_load, dtype=held, device=device, task=task, labels=prepared.labels
     )
-    quantized.compute_in(model, held)
     if getattr(model.config, "pad_token_id", None) is None:
         model.config.pad_token_id = padding  # classifiers over a decoder find a row's last token by it
     if prepared.multi_label:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from lofi.errors import RecipeError
-from lofi.files.quantized import stored_quantization
+from lofi.files.quantized import held_quantization
 from lofi.recipe import Recipe
 from lofi.recipe.sections import method_over
 
@@ -32,9 +32,10 @@ class Wanted:
 def wanted(recipe: Recipe, config: Any) -> Wanted:
     """What the recipe and the model's config make together; a folder that is quantized already is taken as it is.
 
-    Raises  RecipeError for a quantized folder that the method cannot train over, or that is quantized otherwise
+    Raises  RecipeError for a quantized folder that the method cannot train over, or that is quantized otherwise;
+            ModelError for one that another library packed
     """
-    stored, asked = stored_quantization(config), recipe.quantization
+    stored, asked = held_quantization(config, recipe.model), recipe.quantization
     if stored is None:
         return Wanted(asked, asked, f"method {recipe.method}" if asked else "")
     if not recipe.trains_adapter:
@@ -48,13 +49,6 @@ def wanted(recipe: Recipe, config: Any) -> Wanted:
             f"use method {method_over(stored)}, or give the dense model"
         )
     return Wanted(stored, None, "as the model folder is written")
-
-
-def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
-    """Have every packed weight multiply in `dtype`, whatever its folder was written for."""
-    for module in model.modules():
-        if hasattr(module, "packed_shapes"):
-            module.compute_dtype = dtype
 
 
 def workspace_bytes(model: nn.Module, itemsize: int) -> int:
