@@ -30,6 +30,8 @@ _ROOM_OF = {
     "using": "lofi.adapters.switch",
     "adapters_off": "lofi.adapters.switch",
     "load_model": "lofi.models.load",
+    "NF4Config": "lofi.models.quantization",
+    "Int8Config": "lofi.models.quantization",
     "save_adapter": "lofi.files.adapter_folder",
     "load_adapter": "lofi.files.adapter_folder",
     "merge_and_unload": "lofi.merge.memory",

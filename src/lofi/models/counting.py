@@ -45,8 +45,8 @@ def meta_model(config: Any, task: str = "CAUSAL_LM") -> nn.Module:
 
 
 def parameter_count(model: nn.Module) -> int:
-    """Number of parameters, tied ones once."""
-    return sum(p.numel() for p in model.parameters())
+    """Number of parameters, tied ones once; a packed weight counts the elements that its codes stand for."""
+    return trainable_counts(model)[1]
 
 
 def count_adapter(config: Any, adapter: LoraConfig, task: str = "CAUSAL_LM") -> Count:

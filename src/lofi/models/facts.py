@@ -112,11 +112,14 @@ def _identity(parameter: Tensor) -> Any:
 
 
 def linear_counts(model: nn.Module) -> dict[tuple[str, str], int]:
-    """How often each kind of two-dimensional weight occurs: ("q_proj", "4096 x 1024 Linear") -> 32, in model order."""
+    """How often each kind of two-dimensional weight occurs: ("q_proj", "4096 x 1024 Linear") -> 32, in model order.
+
+    A packed weight counts with the shape that its codes stand for.
+    """
     found: Counter[tuple[str, str]] = Counter()
     for path, module in model.named_modules():
         weight = getattr(module, "weight", None)
-        if isinstance(weight, Tensor) and weight.dim() == 2:
-            shape = f"{weight.shape[0]} x {weight.shape[1]} {type(module).__name__}"
-            found[path.rpartition(".")[2], shape] += 1
+        shape = getattr(module, "packed_shapes", {}).get("weight", getattr(weight, "shape", ()))
+        if isinstance(weight, Tensor) and len(shape) == 2:
+            found[path.rpartition(".")[2], f"{shape[0]} x {shape[1]} {type(module).__name__}"] += 1
     return dict(found)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import struct
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -82,8 +83,43 @@ def check_weights(folder: Path) -> None:
     return None
 
 
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a safetensors file: dtype as the format writes it ("F32", "U8"), shape, place in the file."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.end - self.start
+
+    def read(self) -> bytes:
+        """The tensor's bytes."""
+        with self.file.open("rb") as stream:
+            stream.seek(self.start)
+            return stream.read(self.size)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a safetensors file says before its data: its tensors by name and its metadata."""
+
+    tensors: dict[str, Entry]
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
 def check_safetensors(file: Path) -> None:
     """ModelError if the file is shorter or longer than its own header says, or has no readable header."""
+    read_header(file)
+
+
+def read_header(file: Path) -> Header:
+    """The header of a whole safetensors file; ModelError if the file is cut, has too much, or is of another kind."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = stream.read(8)
@@ -94,14 +130,22 @@ def check_safetensors(file: Path) -> None:
     if len(start) < 8 or length + 8 > size:
         raise ModelError(f"{file} is cut short inside its header ({size:,} bytes); fetch it again")
     try:
-        entries = [value["data_offsets"][1] for key, value in json.loads(header).items() if key != "__metadata__"]
+        read = json.loads(header)
+        metadata = read.pop("__metadata__", {})
+        tensors = {key: _entry(file, value, 8 + length) for key, value in read.items()}
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
         raise ModelError(f"{file} is not a safetensors file (unreadable header); fetch it again") from None
-    expected = 8 + length + max(entries, default=0)
+    expected = max((entry.end for entry in tensors.values()), default=8 + length)
     if size < expected:
         raise ModelError(f"{file} is cut short: {size:,} of {expected:,} bytes; fetch it again")
     if size > expected:
         raise ModelError(f"{file} has {size - expected:,} bytes more than its header lists; fetch it again")
+    return Header(tensors, metadata)
+
+
+def _entry(file: Path, value: dict[str, Any], data: int) -> Entry:
+    first, last = value["data_offsets"]
+    return Entry(file, value["dtype"], tuple(value["shape"]), data + first, data + last)
 
 
 def _no_weights(folder: Path) -> str:

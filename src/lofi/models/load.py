@@ -1,8 +1,9 @@
 """Opening a transformers model or tokenizer, strictly: what came from the file, what is new, and nothing in between.
 
 `folder.py` looks at the folder first, so local folders fail with a sentence and never touch the network. Hub ids go
-through from_pretrained. Does not know adapters or quantization. Rejected: transformers' leniency about missing and
-unexpected tensors; only a classification head may be new, and `model.lofi_new_tensors` says that it is.
+through from_pretrained. Does not know adapters, or how a quantized model is filled (quantizer.py). Rejected:
+transformers' leniency about missing and unexpected tensors; only a classification head may be new, and
+`model.lofi_new_tensors` says that it is.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _TOKENIZER_FILES = (
 
 def load_model(
     path: str | Path,
-    quantization: str | None = None,
+    quantization: Any = None,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
     task: str | None = None,
@@ -54,33 +55,36 @@ def load_model(
 
     `task`: CAUSAL_LM, SEQ_2_SEQ_LM, SEQ_CLS, TOKEN_CLS, or None for what the config says. `dtype` "auto" is the
     checkpoint's own; bf16, fp16, fp32 or a torch dtype convert. `device` "auto" is cuda, else mps, else cpu.
+    `quantization` "nf4", "int8" or a config (lofi.NF4Config, lofi.Int8Config) packs the linear layers while they are
+    read; products are then in `dtype`, or in what the config says. A folder that is packed already (bitsandbytes' nf4,
+    fp4, int8) loads as it is, by memory map; `model.lofi_quantization` says which it is, None for a dense model.
     `labels` names the classes of a classification head (or `num_labels` counts them). Tensors of a head that the
     checkpoint does not have are initialised from torch's random state and listed in `model.lofi_new_tensors`.
     Raises   ModelError: no such folder or id, an adapter's folder, missing, cut or pickled weights, an unknown
-             architecture, a task that the architecture has not, any other missing, unexpected or misshapen tensor
+             architecture, a task that the architecture has not, any other missing, unexpected or misshapen tensor,
+             weights packed by another library, in another way than asked for, or damaged
     """
-    if quantization is not None:
-        raise ModelError(
-            f"quantization '{quantization}' was asked for, but this version loads dense weights; leave it out"
-        )
     where = _Source.of(path, revision)
     config = where.config()
     task = _task(config, task, path)
     _set_labels(config, task, num_labels, labels)
     options: dict[str, Any] = {"dtype": "auto" if dtype == "auto" else parse_dtype(dtype)}
-    if device_map is not None:
-        if str(device) != "auto":
-            raise ModelError(f"both device '{device}' and device_map were given; leave one of them out")
-        options["device_map"] = device_map
-    else:
+    kind = _set_quantization(config, quantization, options, where.name)
+    target = None
+    if device_map is None:
         target = resolve_device(device)
+    elif str(device) != "auto":
+        raise ModelError(f"both device '{device}' and device_map were given; leave one of them out")
+    if target is not None and kind is not None and target.type != "cpu":
+        device_map, target = {"": target}, None  # each tensor is quantized where it will stay
+    if device_map is not None:
+        options["device_map"] = device_map
     if where.folder is not None:
         check_weights(where.folder)
     model, info = where.open_model(_HEADS[task], config, options)
     model.lofi_new_tensors = _judge(model, info, task, str(path))
-    if device_map is None:
-        model.to(target)
-    return model.eval()
+    model.lofi_quantization = kind
+    return (model if target is None else model.to(target)).eval()
 
 
 def load_tokenizer(path: str | Path, revision: str | None = None) -> Any:
@@ -117,12 +121,7 @@ class _Source:
     def config(self) -> Any:
         """The transformers config, after the refusals that only the raw file can tell."""
         if self.folder is not None:
-            raw = read_config(self.folder)
-            if raw.get("quantization_config"):
-                kind = raw["quantization_config"].get("quant_method", "unknown")
-                raise ModelError(
-                    f"{self.name} holds {kind}-quantized weights, but this version loads dense ones; give those"
-                )
+            read_config(self.folder)
         else:
             self._refuse_adapter()
         return self.call("AutoConfig", "config")
@@ -185,6 +184,22 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
         if bar:
             transformers_logging.enable_progress_bar()
+
+
+def _set_quantization(config: Any, asked: Any, options: dict[str, Any], where: str) -> str | None:
+    """Tell from_pretrained, through its options or the config, what is to be packed or is; the kind, None for dense."""
+    raw = getattr(config, "quantization_config", None)
+    if asked is None and not raw:
+        return None
+    from lofi.models.quantization import as_dict, asked_config, computing_in, held_kind, reading_config
+
+    wanted, held = asked_config(asked), held_kind(raw, where)
+    if held is None:
+        options["quantization_config"] = wanted = computing_in(wanted, options["dtype"])
+        return wanted.kind
+    reading = computing_in(reading_config(raw, held, wanted, where), options["dtype"])
+    config.quantization_config = as_dict(reading)
+    return held
 
 
 def _task(config: Any, asked: str | None, path: str | Path) -> str:

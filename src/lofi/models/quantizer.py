@@ -1,0 +1,300 @@
+"""Filling a model with packed weights through transformers' quantizer interface: made on the fly, or read as they are.
+
+On the fly: the linears of the empty model become frozen linears, and each dense tensor is quantized as it arrives.
+Packed: the files are read first (bitsandbytes_format.py), so that every fault is one sentence before anything is
+loaded; exactly the linears whose weights are packed become frozen ones, and codes stay in the mapped file. Rejected:
+`is_loaded_in_4bit`, at which other libraries cast what trains; a converter for each packed weight, which would keep
+transformers from casting the dense ones.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming, rename_source_key
+from transformers.pytorch_utils import Conv1D
+from transformers.quantizers.base import HfQuantizer
+from transformers.quantizers.quantizers_utils import should_convert_module
+
+from lofi.errors import ModelError
+from lofi.models.bitsandbytes_format import (
+    Checkpoint,
+    PackedWeight,
+    origin_metadata,
+    packed_state,
+    read_checkpoint,
+)
+from lofi.models.facts import backbone, class_task
+from lofi.quant.linear import FrozenLinear, Int8Linear, NF4Linear
+
+_FILE_NAMES = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")  # under "weight." on disk
+_IGNORED = {  # by the loader: read before it starts, or set when it is done
+    "_keys_to_ignore_on_load_unexpected": {r"\.quant_state\.bitsandbytes__\w+$", r"\.weight_format$"},
+    "_keys_to_ignore_on_load_missing": {r"\.nested_offset$"},
+}
+
+
+class FrozenQuantizer(HfQuantizer):
+    """transformers' hooks for lofi's NF4Config, FP4Config and Int8Config."""
+
+    def __init__(self, quantization_config: Any, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        self.transposed: set[str] = set()
+        self.packed: dict[str, PackedWeight] = {}
+        self.origins: dict[str, str] = {}
+        self.faults: list[str] = []
+
+    is_trainable = True  # type: ignore[assignment]  # adapters beside the frozen codes train
+    is_qat_trainable = True  # type: ignore[assignment]  # else Trainer insists on PEFT's own classes
+
+    def is_serializable(self) -> bool:
+        return True
+
+    def _process_model_before_weight_loading(
+        self, model: Any, checkpoint_files: list[str] | None = None, **kwargs: Any
+    ) -> Any:
+        if self.pre_quantized:
+            self._expect_packed(model, checkpoint_files or [])
+        else:
+            self._expect_dense(model)
+        return model
+
+    def _expect_dense(self, model: Any) -> None:
+        """Empty frozen linears in place of the linears that are to be quantized; ModelError if there is none."""
+        skip = self._skipped(model)
+        found = {path: m for path, m in _linears(model).items() if should_convert_module(path, skip)}
+        if not found:
+            raise ModelError(
+                f"{type(model).__name__} has no linear layer to quantize beside its heads and what skip_modules names; "
+                "load it dense"
+            )
+        for path, linear in found.items():
+            self._replace(model, path, linear, self.quantization_config, linear.weight.dtype)
+
+    def _skipped(self, model: Any) -> list[str]:
+        """Module names and patterns that stay dense: heads, tied weights, the user's own.
+
+        Raises  ModelError for one of the user's that no linear has
+        """
+        own = list(self.quantization_config.skip_modules or ())
+        linears = list(_linears(model))
+        for name in own:
+            if all(should_convert_module(path, [name]) for path in linears):
+                last = sorted({path.rpartition(".")[2] for path in linears})
+                near = get_close_matches(name, [*linears, *last], n=1)
+                hint = f"did you mean {near[0]}?" if near else f"linears are called {', '.join(last[:8])}."
+                raise ModelError(f"skip_modules names '{name}', which no linear layer of the model is called; {hint}")
+        keep = self.get_modules_to_not_convert(model, own, model._keep_in_fp32_modules, add_default_skips=True)
+        return sorted({*keep, *_task_heads(model)})
+
+    def _expect_packed(self, model: Any, files: Iterable[str]) -> None:
+        """Empty frozen linears in place of the linears whose weights the files hold packed."""
+        where = str(getattr(model, "name_or_path", "") or "the folder")
+        checkpoint = read_checkpoint(files, where)
+        if checkpoint.kind != self.quantization_config.kind:
+            raise ModelError(
+                f"config.json in {where} says {self.quantization_config.kind}, but its weights are {checkpoint.kind}; "
+                "correct its quantization_config"
+            )
+        linears = _linears(model)
+        for name, path in self._paths(model, checkpoint.weights).items():
+            self._expect_one(model, name, path, checkpoint, linears)
+        self._refuse(where)
+        for key, patterns in _IGNORED.items():
+            setattr(model, key, {*(getattr(model, key) or ()), *patterns})
+
+    def _paths(self, model: Any, names: Iterable[str]) -> dict[str, str]:
+        """Name of a weight in the files -> module path in this model, by transformers' own renaming rules."""
+        rules = get_model_conversion_mapping(model, None, self)
+        renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+        converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+        own = model.state_dict()
+        paths = {}
+        for name in names:
+            renamed, _ = rename_source_key(name, renamings, converters, model.base_model_prefix, own)
+            if renamed not in own and name in own:
+                renamed = name
+            if renamed in own:  # else it is of a head that this model has not: the loader judges what is left over
+                paths[name] = renamed.rpartition(".")[0]
+        return paths
+
+    def _expect_one(
+        self, model: Any, name: str, path: str, checkpoint: Checkpoint, linears: dict[str, nn.Module]
+    ) -> None:
+        weight, linear = checkpoint.weights[name], linears.get(path)
+        if linear is None:
+            self.faults.append(f"{name} is packed, but {path} is no linear layer")
+            return
+        if weight.shape != _shape(linear):
+            self.faults.append(f"{name} is {weight.shape}, expected {_shape(linear)}")
+            return
+        options = self.quantization_config
+        if weight.kind != "int8":
+            options = replace(options, double_quant=weight.offset is not None, block=weight.block)
+        dense = getattr(torch, weight.dense_dtype) if weight.dense_dtype else linear.weight.dtype
+        self._replace(model, path, linear, options, dense)
+        self.packed[path] = weight
+        if name in checkpoint.origins:
+            self.origins[path] = checkpoint.origins[name]
+
+    def _replace(self, model: Any, path: str, linear: Any, options: Any, dense_dtype: torch.dtype) -> None:
+        rows, columns = _shape(linear)
+        cls = Int8Linear if options.kind == "int8" else NF4Linear
+        with torch.device("cpu"):  # constants are made here; everything else says meta
+            made = cls(columns, rows, options=options, bias=False, dense_dtype=dense_dtype, device="meta")
+        for name, buffer in made.named_buffers():  # transformers builds models with the model's dtype as torch's default
+            setattr(made, name, buffer.float() if buffer.is_floating_point() else buffer)
+        made.bias = linear.bias
+        if isinstance(linear, Conv1D):
+            self.transposed.add(path)
+        model.set_submodule(path, made.train(linear.training))
+
+    def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
+        path, _, name = param_name.rpartition(".")
+        return name == "weight" and isinstance(model.get_submodule(path), FrozenLinear)
+
+    def get_quantize_ops(self) -> ConversionOps:
+        return _Quantize(self)
+
+    def get_weight_conversions(self) -> list[Any]:
+        if not self.pre_quantized:
+            return []
+        return [_FromDisk(rf"\.weight\.{name}$", f".{name}") for name in _FILE_NAMES]
+
+    def get_new_dtype(self, converter: Any, param: Any, dtype: torch.dtype | None) -> torch.dtype | None:
+        """Codes keep the bytes they have on disk, whatever dtype those are filed under."""
+        if dtype is not None and not dtype.is_floating_point:
+            return None
+        return super().get_new_dtype(converter, param, dtype)
+
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        for path, module in _frozen(model).items():
+            if path in self.packed:
+                self._finish(path, module)
+        self._refuse(str(getattr(model, "name_or_path", "") or "the model"))
+        for key in _IGNORED:
+            vars(model).pop(key, None)
+        rules = getattr(model, "_weight_conversions", None) or []
+        model._weight_conversions = [rule for rule in rules if not isinstance(rule, _FromDisk)]
+        if self.quantization_config.norms_in_float32:
+            widen_norms(model)
+        model.lofi_quantization = self.quantization_config.kind
+        self.packed, self.origins = {}, {}
+        return model
+
+    def _finish(self, path: str, module: FrozenLinear) -> None:
+        """What the loader could not set: the offset, the codes' own dtype, where the weight comes from."""
+        weight, packed = module.weight.detach(), self.packed[path]
+        if weight.device.type == "meta":  # missing, which the loader says
+            return
+        if isinstance(module, NF4Linear):
+            codes = weight.view(torch.uint8).view(-1, 1)
+            if codes.numel() != -(-packed.shape[0] * packed.shape[1] // 2):
+                self.faults.append(f"{path}.weight came as {codes.numel():,} bytes of codes")
+            module.weight = nn.Parameter(codes, requires_grad=False)
+            if packed.offset is not None:
+                module.nested_offset = torch.tensor(packed.offset, dtype=torch.float32, device=weight.device)
+        module.dense_sample = self.origins.get(path)
+
+    def _refuse(self, where: str) -> None:
+        if self.faults:
+            more = f" and {len(self.faults) - 5} more" if len(self.faults) > 5 else ""
+            told = "; ".join(self.faults[:5])
+            raise ModelError(f"the weights in {where} do not fit the model: {told}{more}; fetch the model again")
+
+    def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Tensor] | None, dict[str, str]]:
+        """bitsandbytes' names for the packed weights, and a config that names exactly the linears that are dense."""
+        if not _frozen(model):  # everything was merged and unpacked
+            vars(model.config).pop("quantization_config", None)
+            return None, {}
+        model.config.quantization_config = replace(self.quantization_config, skip_modules=_dense_names(model))
+        return packed_state(model), origin_metadata(model)
+
+
+class _FromDisk(WeightRenaming):
+    """A renaming of this room's own: of no use when the model is saved again."""
+
+    __slots__ = ()
+
+
+class _Quantize(ConversionOps):
+    """One dense tensor -> codes and scales, under the names of the frozen linear that takes them."""
+
+    def __init__(self, quantizer: FrozenQuantizer) -> None:
+        self.quantizer = quantizer
+
+    def convert(self, input_dict: dict[str, Any], model: Any = None, **kwargs: Any) -> dict[str, Tensor]:
+        ((name, value),) = input_dict.items()
+        weight: Tensor = value[0] if isinstance(value, list) else value
+        path = name.rpartition(".")[0]
+        module = model.get_submodule(path)
+        if path in self.quantizer.transposed:
+            weight = weight.t()
+        if tuple(weight.shape) != module.logical_shape:
+            self.quantizer.faults.append(f"{name} is {tuple(weight.shape)}, expected {module.logical_shape}")
+            return {name: module.weight}
+        module.quantize_(weight)
+        if not all(bool(scales.isfinite().all()) for scales in module.buffers()):
+            self.quantizer.faults.append(f"{name} has entries that are not finite")
+        made = {"weight": module.weight, **dict(module.named_buffers())}
+        return {f"{path}.{key}": tensor for key, tensor in made.items()}
+
+
+def widen_norms(model: nn.Module) -> None:
+    """Hold the weights of normalisations in float32 and compute them so; what they return keeps the model's dtype."""
+    for module in model.modules():
+        own = [p for p in module.parameters(recurse=False) if p.is_floating_point()]
+        if own and "norm" in type(module).__name__.lower() and own[0].dtype != torch.float32:
+            module.lofi_narrow = own[0].dtype
+            module.float()
+            module.register_forward_pre_hook(_widen)
+            module.register_forward_hook(_narrow)
+
+
+def _widen(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return args[0].float(), *args[1:]
+
+
+def _narrow(module: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    return output.to(module.lofi_narrow)
+
+
+def _linears(model: nn.Module) -> dict[str, Any]:
+    """The dense linears by path, those of a class of their own left out: what they compute is not known."""
+    return {path: m for path, m in model.named_modules() if type(m) is nn.Linear or isinstance(m, Conv1D)}
+
+
+def _dense_names(model: nn.Module) -> list[str]:
+    """Patterns that match every linear that is dense and none that is packed, as transformers reads skip_modules."""
+    packed = list(_frozen(model))
+    names = []
+    for path in (path for path, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)):
+        taken = not all(should_convert_module(other, [path]) for other in packed)  # "fc" would take "layers.0.fc" too
+        names.append(f"^{re.escape(path)}$" if taken else path)
+    return names
+
+
+def _frozen(model: nn.Module) -> dict[str, FrozenLinear]:
+    return {path: m for path, m in model.named_modules() if isinstance(m, FrozenLinear)}
+
+
+def _shape(linear: Any) -> tuple[int, int]:
+    """(O, I) of a dense linear or Conv1D."""
+    rows, columns = linear.weight.shape
+    return (columns, rows) if isinstance(linear, Conv1D) else (rows, columns)
+
+
+def _task_heads(model: Any) -> list[str]:
+    """Children outside the backbone of a classifier, and its poolers: new or trained in full, so never packed."""
+    if class_task(type(model).__name__, False) not in ("SEQ_CLS", "TOKEN_CLS"):
+        return []
+    body = backbone(model)
+    names = [name for name, child in model.named_children() if child is not body]
+    return names + [path for path, _ in model.named_modules() if path.endswith(".pooler")]
