@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from bench.claim import line
 from bench.paired import paired
 
 HEADS, SIZE, TOKENS = 8, 64, 2048
@@ -23,7 +24,7 @@ def run(rounds: int = 15) -> list[dict[str, Any]]:
         for length in (64, 128, 256, 512, 1024, 2048):
             ratio = paired(_step(_fused, length, dtype), _step(_plain, length, dtype), rounds=rounds, warm_up=2)
             what = f"fused / plain attention, forward + backward, {str(dtype)[6:]}, rows of {length}"
-            rows.append({"what": what, "ratio": str(ratio), "a_ms": ratio.a_ms, "b_ms": ratio.b_ms})
+            rows.append(line(what, ratio, times_ms={"fused": ratio.a_ms, "plain": ratio.b_ms}))
     return rows
 
 

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 import lofi
+from bench.checkpoints import STEP
+from bench.claim import line
 from bench.paired import paired
 
 TOKENS = (1, 256)
@@ -24,12 +26,12 @@ def run(rounds: int = 12) -> list[dict[str, Any]]:
     for dropout in (0.0, 0.05):
         ratio = paired(_peft(dropout), _lofi(dropout), rounds=rounds, warm_up=2)
         what = f"PEFT step / lofi step, dropout {dropout}, {TOKENS[0]} x {TOKENS[1]} tokens"
-        rows.append({"what": what, "ratio": str(ratio), "a_ms": ratio.a_ms, "b_ms": ratio.b_ms})
+        rows.append(line(what, ratio, peer=1.0, times_ms={"PEFT": ratio.a_ms, "lofi": ratio.b_ms}))
     return rows
 
 
 def _lofi(dropout: float) -> Callable[[], object]:
-    model = _llama()
+    model = STEP.model(torch.bfloat16)
     lofi.add_adapter(model, lofi.LoraConfig(r=16, lora_dropout=dropout))
     return _stepper(model, autocast=False)
 
@@ -38,7 +40,7 @@ def _peft(dropout: float) -> Callable[[], object]:
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=16, lora_alpha=32, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM")
-    return _stepper(get_peft_model(_llama(), config), autocast=True)
+    return _stepper(get_peft_model(STEP.model(torch.bfloat16), config), autocast=True)
 
 
 def _stepper(model: Any, *, autocast: bool) -> Callable[[], object]:
@@ -54,14 +56,3 @@ def _stepper(model: Any, *, autocast: bool) -> Callable[[], object]:
 
     model.train()
     return step
-
-
-def _llama() -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=1024, intermediate_size=2816, num_hidden_layers=6, num_attention_heads=16, num_key_value_heads=16,
-        vocab_size=8192,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).to(torch.bfloat16)

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 
 import lofi
+from bench.checkpoints import SMALL
+from bench.claim import line
 from bench.paired import Ratio, paired
 from lofi.adapters.merge import merge_in_memory
 
@@ -17,7 +19,7 @@ def run(rounds: int = 60) -> list[dict[str, Any]]:
     """Forward of merged over base, and of the unmerged adapter over base, r=16 all-linear, bf16 and float32."""
     rows = []
     for dtype in (torch.float32, torch.bfloat16):
-        base, adapted = _llama(dtype), _llama(dtype)
+        base, adapted = SMALL.model(dtype).eval(), SMALL.model(dtype).eval()
         lofi.add_adapter(adapted, lofi.LoraConfig(r=16, init_lora_weights=False))
         merged = merge_in_memory(adapted)
         for n, t in SHAPES:
@@ -25,21 +27,10 @@ def run(rounds: int = 60) -> list[dict[str, Any]]:
             for what, model in (("merged / base", merged), ("unmerged / base", adapted)):
                 ratio = _forward(model, base, ids, rounds)
                 name = f"{what}, {str(dtype)[6:]}, {n} x {t} tokens"
-                rows.append({"what": name, "ratio": str(ratio), "a_ms": ratio.a_ms, "b_ms": ratio.b_ms})
+                rows.append(line(name, ratio, times_ms={"this": ratio.a_ms, "base": ratio.b_ms}))
     return rows
 
 
 @torch.inference_mode()
 def _forward(model: torch.nn.Module, base: torch.nn.Module, ids: torch.Tensor, rounds: int) -> Ratio:
     return paired(lambda: model(ids, use_cache=False), lambda: base(ids, use_cache=False), rounds=rounds)
-
-
-def _llama(dtype: torch.dtype) -> torch.nn.Module:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=512, intermediate_size=1408, num_hidden_layers=6, num_attention_heads=8, num_key_value_heads=4,
-        vocab_size=8192,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).to(dtype).eval()

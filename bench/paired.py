@@ -1,11 +1,11 @@
-"""Two callables timed in turn: the ratio of their times, with an interval."""
+"""Callables timed in turn in one process: ratios of their times, with intervals."""
 
 from __future__ import annotations
 
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 
@@ -23,24 +23,40 @@ class Ratio:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def paired(a: Callable[[], object], b: Callable[[], object], *, rounds: int = 60, warm_up: int = 5) -> Ratio:
-    """Time a and b in turn, in an order that alternates, and compare each round with itself."""
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of every side, round by round."""
+
+    seconds: dict[str, list[float]]
+
+    def ratio(self, a: str, b: str) -> Ratio:
+        """How a's time relates to b's: each round is compared with itself."""
+        ratios = [x / y for x, y in zip(self.seconds[a], self.seconds[b], strict=True)]
+        generator = random.Random(0)
+        medians = sorted(statistics.median(generator.choices(ratios, k=len(ratios))) for _ in range(2000))
+        return Ratio(statistics.median(ratios), medians[50], medians[1949], self.ms(a), self.ms(b))
+
+    def ms(self, side: str) -> float:
+        """The median time of one side in milliseconds."""
+        return statistics.median(self.seconds[side]) * 1e3
+
+
+def interleaved(sides: Mapping[str, Callable[[], object]], *, rounds: int, warm_up: int = 3) -> Timing:
+    """Time every side once a round, after warming all of them up; the order turns from round to round."""
     for _ in range(warm_up):
-        a(), b()
-    times_a, times_b = [], []
-    for turn in range(rounds):
-        first, second = ((a, times_a), (b, times_b)) if turn % 2 == 0 else ((b, times_b), (a, times_a))
-        for call, times in (first, second):
-            started = time.perf_counter()
+        for call in sides.values():
             call()
-            times.append(time.perf_counter() - started)
-    ratios = [x / y for x, y in zip(times_a, times_b, strict=True)]
-    generator = random.Random(0)
-    medians = sorted(statistics.median(generator.choices(ratios, k=rounds)) for _ in range(2000))
-    return Ratio(
-        statistics.median(ratios),
-        medians[50],
-        medians[1949],
-        statistics.median(times_a) * 1e3,
-        statistics.median(times_b) * 1e3,
-    )
+    names = list(sides)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(rounds):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            started = time.perf_counter()
+            sides[name]()
+            seconds[name].append(time.perf_counter() - started)
+    return Timing(seconds)
+
+
+def paired(a: Callable[[], object], b: Callable[[], object], *, rounds: int = 60, warm_up: int = 5) -> Ratio:
+    """Two sides in turn: the ratio a / b."""
+    return interleaved({"a": a, "b": b}, rounds=rounds, warm_up=warm_up).ratio("a", "b")

@@ -8,7 +8,7 @@ from results.lab import Lab, Section
 
 
 def run(lab: Lab) -> Section:
-    rows = [[r["what"], r["ratio"], f"{r['a_ms']:.2f}", f"{r['b_ms']:.2f}"] for r in forward()]
+    rows = [[r["what"], r["ours"], f"{r['times_ms']['this']:.2f}", f"{r['times_ms']['base']:.2f}"] for r in forward()]
     return Section(
         "Merged and unmerged against the base",
         "Forward time of a Llama shape (dim 512, 6 layers) with r=16 on every linear; paired rounds, median ratio with "
