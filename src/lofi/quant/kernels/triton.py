@@ -22,7 +22,8 @@ from lofi.quant.kernels.reference import REFERENCE
 from lofi.quant.storage import EightBit, FourBit, RowCodes
 
 _LONGEST_BLOCK = 4096
-_TILE = 1024  # elements of a 4-bit weight a program: 4 bytes a thread in, 8 values (16 bytes in half precision) out
+_TILE = 4096  # elements of a 4-bit weight a program dequantizes: 16 bytes a thread in, 64 (in half precision) out
+_QUANTIZED = 1024  # elements a program quantizes: each is compared with fifteen middles, and waits in a register
 _HALF = (torch.bfloat16, torch.float16)
 _WANTED = 4  # programs a multiprocessor, at least, of a product that only reads its weight
 
@@ -44,7 +45,7 @@ class TritonKernels:
         middles = (code[order][:-1] + code[order][1:]) / 2
         codes = torch.empty((n + 1) // 2, dtype=torch.uint8, device=weight.device)
         absmax = torch.empty(-(-n // block), dtype=torch.float32, device=weight.device)
-        blocks = max(1, _TILE // block)
+        blocks = max(1, _QUANTIZED // block)
         with _on(weight):
             self._nf4.quantize_kernel[(-(-absmax.numel() // blocks),)](
                 weight.contiguous(), middles, order.to(torch.uint8), codes, absmax, n,
@@ -74,9 +75,10 @@ class TritonKernels:
         return out
 
     def few_rows(self, x: Tensor, stored: FourBit) -> Tensor | None:
-        """Rows of whole blocks only; one row, and float32, by multiply-adds, the rest by matrix units."""
+        """One row, and float32, by multiply-adds, the rest by matrix units; weights whose rows are whole blocks."""
         rows, rows_in = x.shape
-        if len(stored.shape) != 2 or not 0 < rows <= 16 or rows_in % stored.block or not _covered(stored.block):
+        whole = len(stored.shape) == 2 and _covered(stored.block) and stored.block >= 8 and not rows_in % stored.block
+        if not whole or not 0 < rows <= 16 or not rows_in or stored.codes.storage_offset() % 4:
             return None
         by_matrix = rows > 1 and x.dtype in _HALF
         tile_o, tile_i = (64, 128) if by_matrix else (16, 512)
@@ -86,16 +88,13 @@ class TritonKernels:
         parts = out if splits == 1 else torch.empty((splits, *out.shape), dtype=torch.float32, device=x.device)
         shape = (rows, rows_in, stored.shape[0], per_split)
         sizes = {"BLOCK_O": tile_o, "BLOCK_I": tile_i, **_constants(stored)}
+        words = (stored.codes.view(-1).view(torch.int32), *_tensors(stored)[1:])
         x = x.contiguous()
         with _on(x):
             if by_matrix:
-                self._nf4.few_rows_kernel[(tiles, splits)](
-                    x, _tensors(stored), parts, shape, **sizes
-                )
+                self._nf4.few_rows_kernel[(tiles, splits)](x, words, parts, shape, **sizes)
             else:
-                self._nf4.one_row_kernel[(tiles, splits, rows)](
-                    x, _tensors(stored), parts, shape, **sizes
-                )
+                self._nf4.one_row_kernel[(tiles, splits, rows)](x, words, parts, shape, **sizes)
             if splits > 1:
                 grid = (-(-out.numel() // 256),)
                 self._nf4.add_splits_kernel[grid](parts, out, out.numel(), splits, BLOCK=256, num_warps=2)
@@ -106,11 +105,12 @@ class TritonKernels:
         return EightBit(codes, scale)
 
     def dequantize_int8(self, stored: EightBit, out: Tensor) -> Tensor:
-        n = out.numel()
-        if n:
+        rows, columns = out.shape
+        if out.numel():
+            block = _row_block(columns)
             with _on(out):
-                self._int8.dequantize_int8_kernel[(-(-n // _TILE),)](
-                    stored.codes, stored.scale, out, n, stored.codes.shape[1], BLOCK=_TILE, enable_fp_fusion=False
+                self._int8.dequantize_int8_kernel[(rows, -(-columns // block))](
+                    stored.codes, stored.scale, out, columns, BLOCK=block, enable_fp_fusion=False
                 )
         return out
 
@@ -130,11 +130,11 @@ class TritonKernels:
         scale = torch.zeros(rows, dtype=torch.float32, device=x.device)
         flags = torch.zeros(columns if threshold > 0 else 1, dtype=torch.int8, device=x.device)
         if codes.numel():
-            block = min(4096, max(256, 1 << (columns - 1).bit_length()))
+            block = _row_block(columns)
             with _on(x):
                 self._int8.row_codes_kernel[(rows,)](
                     x.contiguous(), codes, scale, flags, columns, float(threshold),
-                    SPLIT=threshold > 0, BLOCK=block, num_warps=block // 512 or 1, enable_fp_fusion=False,
+                    SPLIT=threshold > 0, BLOCK=block, num_warps=max(1, block // 512), enable_fp_fusion=False,
                 )  # fmt: skip
         return codes, scale, flags
 
@@ -143,7 +143,7 @@ class TritonKernels:
         out = torch.empty((count, rows_out), dtype=dtype, device=rows.codes.device)
         if not out.numel():
             return out
-        tile_m, tile_o, tile_i, warps = _product_tile(count)
+        tile_m, tile_o, tile_i, warps = _product_tile(count, rows.outliers.dtype)
         grid = (-(-count // tile_m) * -(-rows_out // tile_o),)
         with _on(out):
             self._int8.int8_product_kernel[grid](
@@ -184,7 +184,7 @@ def _constants(stored: FourBit) -> dict[str, Any]:
 
 
 def _split(tiles: int, rows_in: int, tile_i: int, device: torch.device) -> tuple[int, int]:
-    """(splits, elements of I to a split): enough programs to keep every multiprocessor reading, two tiles each at least."""
+    """(splits, elements of I to a split): programs enough that every multiprocessor reads, each two tiles or more."""
     processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
     steps = -(-rows_in // tile_i)
     wanted = min(-(-_WANTED * processors // tiles), steps // 2) or 1
@@ -192,13 +192,18 @@ def _split(tiles: int, rows_in: int, tile_i: int, device: torch.device) -> tuple
     return -(-steps // per_split), per_split * tile_i
 
 
-def _product_tile(rows: int) -> tuple[int, int, int, int]:
+def _row_block(columns: int) -> int:
+    """Columns of a row that are worked on at once."""
+    return min(4096, max(256, 1 << (columns - 1).bit_length()))
+
+
+def _product_tile(rows: int, outliers: torch.dtype) -> tuple[int, int, int, int]:
     """(M, O, I, warps) of a tile of the int8 product: few rows are bound by reading the weight, many by the product."""
     if rows <= 16:
         return 16, 32, 256, 4
     if rows <= 64:
         return 64, 64, 128, 4
-    return 128, 128, 128, 8
+    return 64 if outliers == torch.float32 else 128, 128, 128, 8  # float32's small product needs more registers
 
 
 def _on(tensor: Tensor) -> AbstractContextManager[Any]:

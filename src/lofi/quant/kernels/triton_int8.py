@@ -58,12 +58,13 @@ def row_codes_kernel(
 
 
 @triton.jit
-def dequantize_int8_kernel(codes, scale, out, n, columns, BLOCK: tl.constexpr):
-    """out = codes * (scale * (1 / 127)), one rounding to out's dtype; the flat weight (n,) in pieces of BLOCK."""
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    code = tl.load(codes + at, mask=at < n, other=0).to(tl.float32)
-    step = tl.load(scale + at // columns, mask=at < n, other=0.0) * _STEP
-    tl.store(out + at, (code * step).to(out.dtype.element_ty), mask=at < n)
+def dequantize_int8_kernel(codes, scale, out, columns, BLOCK: tl.constexpr):
+    """out = codes * (scale * (1 / 127)), one rounding to out's dtype; a grid of (O, I / BLOCK)."""
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    code = tl.load(codes + row * columns + at, mask=at < columns, other=0).to(tl.float32)
+    value = code * (tl.load(scale + row) * _STEP)
+    tl.store(out + row * columns + at, value.to(out.dtype.element_ty), mask=at < columns)
 
 
 @triton.jit

@@ -3,7 +3,8 @@
 Knows tiles, pointers and rounding; what the numbers mean stands in quant/nf4.py, which weight goes to which kernel in
 triton.py. All offsets into a weight are 64-bit. A tile is always whole blocks of the weight, so a block's scale is read
 (and, under double quantization, decoded) once a block and not once an element. `stored` is a tuple of tensors: codes,
-absmax, quant_map, nested absmax, nested offset, nested map; PER_NESTED is 0 where there is no double quantization.
+absmax, quant_map, nested absmax, nested offset, nested map; PER_NESTED is 0 where there is no double quantization. The
+products read codes as 32-bit words: eight elements by a shift and a mask each.
 
 Exactness rests on `enable_fp_fusion=False` at the launch: otherwise the compiler contracts the decoded scale's product
 and sum into one fused multiply-add, which rounds once where the format rounds twice.
@@ -91,14 +92,43 @@ def quantize_kernel(
 
 @triton.jit
 def _tile(stored, o, i, shape, QBLOCK: tl.constexpr, PER_NESTED: tl.constexpr, BLOCKS: tl.constexpr, SUB: tl.constexpr):
-    """Bytes (len(o), BLOCKS, SUB / 2) and scales (len(o), BLOCKS) of the rows o from column i on, SUB to a scale."""
+    """Words (len(o), BLOCKS, SUB / 8) and scales (len(o), BLOCKS) of the rows o from column i on, SUB to a scale."""
     _, rows_in, rows_out, _ = shape
     sub = i // SUB + tl.arange(0, BLOCKS)  # (BLOCKS,)
     there = (o < rows_out)[:, None] & (sub < rows_in // SUB)[None, :]
     at = o[:, None] * (rows_in // SUB) + sub[None, :]  # (len(o), BLOCKS)
-    place = at[:, :, None] * (SUB // 2) + tl.arange(0, SUB // 2)[None, None, :]
-    pair = tl.load(stored[0] + place, mask=there[:, :, None], other=0)
-    return pair, _scales(stored, at // (QBLOCK // SUB), there, PER_NESTED)
+    place = at[:, :, None] * (SUB // 8) + tl.arange(0, SUB // 8)[None, None, :]
+    words = tl.load(stored[0] + place, mask=there[:, :, None], other=0)
+    return words, _scales(stored, at // (QBLOCK // SUB), there, PER_NESTED)
+
+
+@triton.jit
+def _values(stored, words):
+    """The eight elements of a word, (..., 2, 2, 2), in order: within a byte the high nibble is the first."""
+    c0 = tl.join(tl.join((words >> 4) & 15, (words >> 20) & 15), tl.join((words >> 12) & 15, (words >> 28) & 15))
+    c1 = tl.join(tl.join(words & 15, (words >> 16) & 15), tl.join((words >> 8) & 15, (words >> 24) & 15))
+    return _look_up(stored, tl.join(c0, c1))
+
+
+@triton.jit
+def _product_of_eights(a, b):
+    """Sum of a * b over the last three axes, by splits: they keep what belongs to a word in the thread that read it."""
+    a0, a1 = tl.split(a)
+    b0, b1 = tl.split(b)
+    a00, a01 = tl.split(a0)
+    a10, a11 = tl.split(a1)
+    b00, b01 = tl.split(b0)
+    b10, b11 = tl.split(b1)
+    a000, a001 = tl.split(a00)
+    a010, a011 = tl.split(a01)
+    a100, a101 = tl.split(a10)
+    a110, a111 = tl.split(a11)
+    b000, b001 = tl.split(b00)
+    b010, b011 = tl.split(b01)
+    b100, b101 = tl.split(b10)
+    b110, b111 = tl.split(b11)
+    left = a000 * b000 + a001 * b001 + a010 * b010 + a011 * b011
+    return left + a100 * b100 + a101 * b101 + a110 * b110 + a111 * b111
 
 
 @triton.jit
@@ -125,17 +155,15 @@ def one_row_kernel(
     x += tl.program_id(2).to(tl.int64) * rows_in
     begin = tl.program_id(1) * per_split
     end = tl.minimum(begin + per_split, rows_in)
-    pair, scale = _tile(stored, o, begin, shape, QBLOCK, PER_NESTED, BLOCKS, SUB)
-    total = tl.zeros([BLOCK_O, BLOCKS, SUB // 2], dtype=tl.float32)
+    words, scale = _tile(stored, o, begin, shape, QBLOCK, PER_NESTED, BLOCKS, SUB)
+    total = tl.zeros([BLOCK_O, BLOCKS, SUB // 8], dtype=tl.float32)
     for i in range(begin, end, BLOCK_I):
-        next_pair, next_scale = _tile(stored, o, i + BLOCK_I, shape, QBLOCK, PER_NESTED, BLOCKS, SUB)
-        place = i + tl.arange(0, BLOCKS)[:, None] * SUB + tl.arange(0, SUB)[None, :]  # (BLOCKS, SUB)
-        values = tl.load(x + place, mask=place < rows_in, other=0.0).to(tl.float32)
-        even, odd = tl.split(tl.reshape(values, [BLOCKS, SUB // 2, 2]))
-        both = _look_up(stored, tl.join((pair >> 4).to(tl.int32), (pair & 15).to(tl.int32)))
-        high, low = tl.split(both)  # (BLOCK_O, BLOCKS, SUB / 2)
-        total += (high * even[None, :, :] + low * odd[None, :, :]) * scale[:, :, None]
-        pair, scale = next_pair, next_scale
+        next_words, next_scale = _tile(stored, o, i + BLOCK_I, shape, QBLOCK, PER_NESTED, BLOCKS, SUB)
+        place = i + tl.arange(0, BLOCK_I)
+        columns = tl.load(x + place, mask=place < rows_in, other=0.0).to(tl.float32)
+        columns = tl.reshape(columns, [1, BLOCKS, SUB // 8, 2, 2, 2])
+        total += _product_of_eights(_values(stored, words), columns) * scale[:, :, None]
+        words, scale = next_words, next_scale
     y = tl.sum(tl.sum(total, axis=2), axis=1)  # (BLOCK_O,)
     row = tl.program_id(1).to(tl.int64) * tl.num_programs(2) + tl.program_id(2)
     tl.store(out + row * rows_out + o, y.to(out.dtype.element_ty), mask=o < rows_out)
@@ -165,9 +193,9 @@ def few_rows_kernel(
     end = tl.minimum(begin + per_split, rows_in)
     total = tl.zeros([BLOCK_O, 16], dtype=tl.float32)
     for i in range(begin, end, BLOCK_I):
-        pair, scale = _tile(stored, o, i, shape, QBLOCK, PER_NESTED, BLOCKS, SUB)
-        values = _look_up(stored, tl.interleave((pair >> 4).to(tl.int32), (pair & 15).to(tl.int32)))
-        tile = (values * scale[:, :, None]).to(x.dtype.element_ty)  # (BLOCK_O, BLOCKS, SUB)
+        words, scale = _tile(stored, o, i, shape, QBLOCK, PER_NESTED, BLOCKS, SUB)
+        values = tl.reshape(_values(stored, words), [BLOCK_O, BLOCKS, SUB])
+        tile = (values * scale[:, :, None]).to(x.dtype.element_ty)
         at = i + tl.arange(0, BLOCK_I)
         known = (m < rows)[None, :] & (at < rows_in)[:, None]
         columns = tl.load(x + m[None, :] * rows_in + at[:, None], mask=known, other=0.0)  # (BLOCK_I, 16)
