@@ -47,6 +47,7 @@ class FrozenQuantizer(HfQuantizer):
     def __init__(self, quantization_config: Any, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
         self.transposed: set[str] = set()
+        self.filled: set[str] = set()
         self.packed: dict[str, PackedWeight] = {}
         self.origins: dict[str, str] = {}
         self.faults: list[str] = []
@@ -149,7 +150,7 @@ class FrozenQuantizer(HfQuantizer):
         cls = Int8Linear if options.kind == "int8" else NF4Linear
         with torch.device("cpu"):  # constants are made here; everything else says meta
             made = cls(columns, rows, options=options, bias=False, dense_dtype=dense_dtype, device="meta")
-        for name, buffer in made.named_buffers():  # transformers builds models with the model's dtype as torch's default
+        for name, buffer in made.named_buffers():  # torch's default dtype is the model's while it is built
             setattr(made, name, buffer.float() if buffer.is_floating_point() else buffer)
         made.bias = linear.bias
         if isinstance(linear, Conv1D):
@@ -178,6 +179,8 @@ class FrozenQuantizer(HfQuantizer):
         for path, module in _frozen(model).items():
             if path in self.packed:
                 self._finish(path, module)
+            elif path not in self.filled:
+                self.faults.append(f"missing {path}.weight")
         self._refuse(str(getattr(model, "name_or_path", "") or "the model"))
         for key in _IGNORED:
             vars(model).pop(key, None)
@@ -186,7 +189,7 @@ class FrozenQuantizer(HfQuantizer):
         if self.quantization_config.norms_in_float32:
             widen_norms(model)
         model.lofi_quantization = self.quantization_config.kind
-        self.packed, self.origins = {}, {}
+        self.packed, self.origins, self.filled = {}, {}, set()
         return model
 
     def _finish(self, path: str, module: FrozenLinear) -> None:
@@ -235,6 +238,7 @@ class _Quantize(ConversionOps):
         weight: Tensor = value[0] if isinstance(value, list) else value
         path = name.rpartition(".")[0]
         module = model.get_submodule(path)
+        self.quantizer.filled.add(path)
         if path in self.quantizer.transposed:
             weight = weight.t()
         if tuple(weight.shape) != module.logical_shape:
@@ -292,9 +296,9 @@ def _shape(linear: Any) -> tuple[int, int]:
 
 
 def _task_heads(model: Any) -> list[str]:
-    """Children outside the backbone of a classifier, and its poolers: new or trained in full, so never packed."""
+    """Poolers, and what a classifier has outside its backbone: new or trained in full, so never packed."""
+    poolers = [path for path, _ in model.named_modules() if path.rpartition(".")[2] == "pooler"]
     if class_task(type(model).__name__, False) not in ("SEQ_CLS", "TOKEN_CLS"):
-        return []
+        return poolers
     body = backbone(model)
-    names = [name for name, child in model.named_children() if child is not body]
-    return names + [path for path, _ in model.named_modules() if path.endswith(".pooler")]
+    return poolers + [name for name, child in model.named_children() if child is not body]
