@@ -31,7 +31,9 @@ Columns = Annotated[
 ]
 Output = Annotated[str | None, typer.Option("--output", help="Folder to write into.", metavar="FOLDER")]
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, bf16, fp16 or fp32.")]
-Quantization = Annotated[str | None, typer.Option("--quantization", help="nf4 or int8 (not in this version).")]
+Quantization = Annotated[
+    str | None, typer.Option("--quantization", help="Load the base's linear layers in 4 or 8 bits: nf4 or int8.")
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything drawn at random.", min=0)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]

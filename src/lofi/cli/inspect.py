@@ -20,25 +20,31 @@ def inspect(
     columns: flags.Columns = None,
     task: Annotated[str | None, typer.Option("--task", help="How to read the data; inferred from its columns.")] = None,
     max_length: Annotated[int | None, typer.Option("--max-length", help="Tokens a row may have.", min=2)] = None,
+    quantization: Annotated[
+        str | None, typer.Option("--quantization", help="What of a model nf4 or int8 would pack, at how many bits.")
+    ] = None,
     whole: Annotated[bool, typer.Option("--all", help="Every module of an adapter, not one line a kind.")] = False,
     as_json: flags.Json = False,
 ) -> None:
     """Look inside: an adapter, a data file under a model, or a model.
 
     An adapter: targets, ranks, scale, spectrum, figures, base. A data file with --model: rows with the trained,
-    context, padding and cut tokens in colours, and what will become of the file. A model: what could be adapted.
+    context, padding and cut tokens in colours, and what will become of the file. A model: what could be adapted, and
+    what is quantized.
 
     \b
     Examples:
       lofi inspect runs/first
       lofi inspect train.jsonl --model ./Qwen3-0.6B
-      lofi inspect ./Qwen3-0.6B
+      lofi inspect ./Qwen3-0.6B --quantization nf4
     """
     with speaking(as_json) as out:
         from lofi.cli import inspecting
         from lofi.data.records import load_records
 
         kind = kind_of(path, model)
+        if quantization is not None and kind != "model":
+            raise RecipeError(f"--quantization shows how a model would be packed, but {path} is {kind}; leave it out")
         if kind == "adapter":
             found, shown = inspecting.adapter(flags.adapter_folder(path), whole=whole)
         elif kind == "data":
@@ -46,7 +52,7 @@ def inspect(
             records = load_records(path, columns=flags.column_map(columns), split=split)
             found, shown = inspecting.data(records, model, rows=rows, task=task, max_length=max_length)
         else:
-            found, shown = inspecting.model(str(flags.model_folder(path)))
+            found, shown = inspecting.model(str(flags.model_folder(path)), quantization)
         out.answer({"kind": kind, "path": path} | found)
         out.show(*shown)
 

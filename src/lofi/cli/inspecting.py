@@ -52,19 +52,25 @@ def data(records: Any, model: str, *, rows: int, task: str | None, max_length: i
     return found, [show(prepared, tokenizer, rows=rows)]
 
 
-def model(path: str) -> Found:
-    """A model's weights that could be adapted, built from its config without reading them."""
+def model(path: str, quantization: str | None = None) -> Found:
+    """A model's weights that could be adapted, built from its config without reading them, and what is quantized.
+
+    `quantization` shows a dense model as it would be quantized.
+    """
     from lofi.adapters.config import LoraConfig
     from lofi.adapters.target import expert_parameters
+    from lofi.files.quantized import held_quantization, packed_of, packed_on_meta
     from lofi.models.counting import count_adapter, meta_model, parameter_count
     from lofi.models.facts import head_names, linear_counts, output_head_name, tied_groups
 
     config, task = _config(path)
+    stored = held_quantization(config, path) is not None
+    packed = packed_of(packed_on_meta(config, task, path, quantization))
     plain = meta_model(config, task)
     count = count_adapter(config, LoraConfig(r=RANK), task)
     experts = expert_parameters(plain)
     kinds = linear_counts(plain)
-    found = {
+    found: dict[str, Any] = {
         "class": type(plain).__name__,
         "task": task,
         "parameters": parameter_count(plain),
@@ -73,6 +79,7 @@ def model(path: str) -> Found:
         "tied": tied_groups(plain),
         "head": output_head_name(plain) or head_names(plain),
         "experts": [{"name": f"{where}.{name}", "shape": list(shape)} for where, name, shape in experts],
+        "quantization": None if packed is None else packed.to_dict() | {"stored": stored},
     }
     facts = {
         "class": f"{found['class']} ({task})",
@@ -81,9 +88,16 @@ def model(path: str) -> Found:
         "tied": "; ".join(" = ".join(group) for group in found["tied"]) or "nothing",
         "head": _words(found["head"]),
         "fused experts": f"{len(experts)} tensors, adapted through target_parameters" if experts else "none",
-    }
+    } | _packed(packed, stored)
     lines = [(name, shape, str(number)) for (name, shape), number in kinds.items()]
     return found, [_facts(path, facts), _table("two-dimensional weights", ("name", "shape", "count"), lines)]
+
+
+def _packed(packed: Any, stored: bool) -> dict[str, str]:
+    if packed is None:
+        return {"quantized": "nothing"}
+    head, rest, whole = packed.lines()
+    return {"quantized" if stored else "would be quantized": head, "": rest, "in all": whole}
 
 
 def _config(path: str) -> tuple[Any, str]:
@@ -108,6 +122,8 @@ def _task_for(kind: str, model: str) -> str | None:
 
 
 def _origin(folder: Any) -> dict[str, str]:
+    from lofi.files.quantized import in_words
+
     config, record = folder.config, folder.record
     base = record.get("base") or {}
     rule = "alpha / sqrt(r)" if config.use_rslora else "alpha / r"
@@ -116,6 +132,7 @@ def _origin(folder: Any) -> dict[str, str]:
     facts = {
         "made by": f"lofi {record['lofi']}" if record.get("lofi") else "another tool: its base cannot be proved",
         "base": str(base.get("path") or folder.peft.get("base_model_name_or_path") or "not stated"),
+        "trained on": in_words(base.get("quantization")) if base else "not stated",
         "task": config.task_type or "not stated",
         "rank": f"{config.r}, alpha {config.lora_alpha:g}, multiplier {multiplier}",
         "targets": _targets(config.target_modules or config.target_parameters),

@@ -19,7 +19,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from lofi.cli import chat, demo, doctor, evaluate, generate, inspect, merge, train, verify
+from lofi.cli import chat, demo, doctor, evaluate, generate, inspect, merge, quantize, train, verify
 from lofi.cli.output import print_json
 from lofi.errors import LofiError, LofiWarning, RequestError
 
@@ -32,9 +32,10 @@ VERBS = {
     "chat": chat.chat,
     "inspect": inspect.inspect,
     "merge": merge.merge,
+    "quantize": quantize.quantize,
     "verify": verify.verify,
 }
-LATER_VERBS = ("quantize", "plan", "compare", "combine", "resize", "export", "serve")
+LATER_VERBS = ("plan", "compare", "combine", "resize", "export", "serve")
 UsageFault: Any = typer.BadParameter.__mro__[2]  # click's ClickException, wherever typer keeps its click
 INTERRUPTED = 130
 

@@ -24,13 +24,16 @@ def train(
     model: flags.MaybeModel = None,
     data: flags.Data = None,
     output: flags.Output = None,
+    method: Annotated[
+        str | None, typer.Option("--method", help="lora, qlora, int8-lora or full.", metavar="NAME")
+    ] = None,
     dtype: Annotated[str | None, typer.Option("--dtype", help="auto, bf16, fp16 or fp32.")] = None,
     quantization: flags.Quantization = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of everything drawn at random.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last complete checkpoint, exactly.")] = False,
     as_json: flags.Json = False,
 ) -> None:
-    """Fine-tune a model: LoRA by default, method=full for all weights.
+    """Fine-tune a model: LoRA by default, qlora or int8-lora over a quantized base, full for all weights.
 
     key=value replaces any key of the recipe; an unknown key is an error. The run folder receives the resolved recipe
     with the origin of every value, the adapter, checkpoints, metrics.jsonl and report.html.
@@ -39,9 +42,10 @@ def train(
     Examples:
       lofi train first.yaml train.epochs=1
       lofi train --model ./Qwen3-0.6B --data ./my-data --output runs/first lora.r=8
+      lofi train --model ./Llama-7B --data ./my-data --output runs/small --method qlora
       lofi train first.yaml --resume
     """
-    given = {"model": model, "output": output, "quantization": quantization}
+    given = {"model": model, "output": output, "method": method, "quantization": quantization}
     flagged = {key: value for key, value in given.items() if value is not None}
     flagged |= {f"train.{key}": value for key, value in (("dtype", dtype), ("seed", seed)) if value is not None}
     recipe = recipe_from(words or [], flagged, data)
@@ -61,9 +65,10 @@ def closing_lines(recipe: Any, result: Any, page: Path) -> list[str]:
     if result.adapter is None:
         return [f"report: {page}", f"next: lofi evaluate --model {result.model} --data {data}"]
     asked = f"--model {recipe.model} --adapter {result.output}"
+    same = f" --quantization {recipe.quantization}" if recipe.quantization else ""
     return [
         f"report: {page}",
-        f"next: lofi evaluate {asked} --data {data}",
+        f"next: lofi evaluate {asked} --data {data}{same}",
         f"      lofi merge {asked} --output {result.output}/merged",
     ]
 

@@ -16,13 +16,17 @@ def verify(
     adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="Adapter folder, or the run folder around it.")],
     model: flags.MaybeModel = None,
     dtype: flags.Dtype = "auto",
-    quantization: flags.Quantization = None,
+    quantization: Annotated[
+        str | None,
+        typer.Option("--quantization", help="nf4, int8 or none (dense); else as the adapter was trained."),
+    ] = None,
     device: flags.Device = "auto",
     as_json: flags.Json = False,
 ) -> None:
     """Replay the golden prompts stored with an adapter: token ids, greedy answers and logits must be the same.
 
-    Without --model the base that lofi.json names is used. Exit code 1 where anything differs.
+    Without --model the base that lofi.json names is used, in the quantization it was trained on. Exit code 1 where
+    anything differs.
 
     \b
     Example:
@@ -48,7 +52,7 @@ def verify(
         tokenizer = load_tokenizer(base) if any("text" in prompt for prompt in golden["prompts"]) else None
         opened = load_model(
             base,
-            quantization=quantization,
+            quantization=replayed_on(quantization, read.record, base),
             dtype=dtype,
             device=device,
             task=task,
@@ -58,10 +62,38 @@ def verify(
         with using(opened, "verified"):
             differences = [str(difference) for difference in replay(opened, golden, tokenizer=tokenizer)]
         if differences:
-            raise ProofError(f"{folder} does not say what it said when it was saved: {'; '.join(differences[:5])}")
+            raise ProofError(failure(folder, differences, read.record, opened))
         prompts = len(golden["prompts"])
         out.answer({"adapter": str(folder), "same": True, "prompts": prompts})
         out.show(f"{folder}: {prompts} golden prompts give the same tokens and logits as when it was saved")
+
+
+def replayed_on(asked: str | None, record: dict[str, Any], base: str) -> str | None:
+    """What load_model is asked for: what the flag says, else the quantization on record.
+
+    A folder that is quantized already is loaded as it is, unless the flag says otherwise.
+    """
+    from transformers import AutoConfig
+
+    from lofi.files.quantized import held_quantization
+    from lofi.models.folder import local_folder
+
+    if asked is not None:
+        return None if asked == "none" else asked
+    trained_on = (record.get("base") or {}).get("quantization")
+    folder = local_folder(base) if trained_on else None
+    if folder is not None and held_quantization(AutoConfig.from_pretrained(folder), base) is not None:
+        return None
+    return trained_on
+
+
+def failure(folder: Path, differences: list[str], record: dict[str, Any], opened: Any) -> str:
+    """One sentence for a replay that differs, with the quantizations where they are not the same."""
+    from lofi.files.quantized import in_words, quantization_of
+
+    then, now = (record.get("base") or {}).get("quantization"), quantization_of(opened)
+    bases = f" (recorded on {in_words(then)}, replayed on {in_words(now)})" if then != now else ""
+    return f"{folder} does not say what it said when it was saved{bases}: {'; '.join(differences[:5])}"
 
 
 def base_of(folder: Path, record: dict[str, Any]) -> str:

@@ -230,9 +230,10 @@ def _judge_base(model: nn.Module, read: AdapterFolder, check_base: bool) -> None
 
 def _tell_quantization(read: AdapterFolder, trained_on: str | None, here: str | None) -> None:
     if trained_on != here:
+        same = f"load it with quantization {trained_on}" if trained_on else "load it dense"
         warnings.warn(
-            f"{read.path} was trained on {in_words(trained_on)} and is loaded on {in_words(here)} of the same weights: "
-            "its figures will differ a little from those on record",
+            f"{read.path} was trained on {in_words(trained_on)} and is loaded on {in_words(here)} of the same weights, "
+            f"so its figures will differ a little from those on record; {same} to have them",
             LofiWarning,
             stacklevel=4,
         )

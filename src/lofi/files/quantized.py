@@ -1,17 +1,73 @@
-"""How a base is quantized: asked of an open model, of a model's config, and put in words."""
+"""How a base is quantized, and at what cost in bits: asked of a model, of a config, of a folder without its weights."""
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import nn
+
+from lofi.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What of a model is quantized; parameters are logical (a packed weight counts its elements), tied ones once."""
+
+    kind: str
+    double_quant: bool
+    packed_weights: int
+    packed_parameters: int
+    packed_bytes: int
+    """Codes and scales; the constant code books, 1 kB a weight in the files, are not counted."""
+    dense_parameters: int
+    dense_bytes: int
+    dense_linears: dict[str, int] = field(default_factory=dict)
+    """Last name of each linear, Conv1D and embedding weight that stays dense -> how many."""
+
+    @property
+    def bits(self) -> float:
+        """Bits a packed parameter takes, scales included."""
+        return 8 * self.packed_bytes / self.packed_parameters
+
+    @property
+    def bits_of_all(self) -> float:
+        """Bits a parameter of the whole model takes."""
+        return 8 * (self.packed_bytes + self.dense_bytes) / (self.packed_parameters + self.dense_parameters)
+
+    @property
+    def scheme(self) -> str:
+        """The kind in words: "nf4 with double quantization"."""
+        return f"{self.kind} with double quantization" if self.double_quant else self.kind
+
+    def lines(self) -> list[str]:
+        """What is packed and what is not."""
+        dense = ", ".join(f"{n} x {name}" if n > 1 else name for name, n in self.dense_linears.items()) or "none"
+        return [
+            f"{self.scheme}: {self.packed_weights} weights with {self.packed_parameters:,} parameters at "
+            f"{self.bits:.3f} bits ({self.packed_bytes:,} bytes)",
+            f"not quantized: {self.dense_parameters:,} parameters ({self.dense_bytes:,} bytes); matrices: {dense}",
+            f"{self.bits_of_all:.3f} bits a parameter of the whole model",
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            **vars(self),
+            "dense_linears": dict(self.dense_linears),
+            "bits_per_packed_parameter": self.bits,
+            "bits_per_parameter": self.bits_of_all,
+        }
 
 
 def quantization_of(model: nn.Module) -> str | None:
     """ "nf4", "fp4" or "int8" for a model with packed weights; None for a dense one."""
     for module in model.modules():
         if hasattr(module, "packed_shapes"):
-            return str(getattr(module, "quant_type", module.kind))
+            on_meta = next(iter(module.buffers())).device.type == "meta"  # the code book is not there to be looked at
+            return str(module.kind if on_meta else getattr(module, "quant_type", module.kind))
     return None
 
 
@@ -22,10 +78,79 @@ def held_quantization(config: Any, where: str) -> str | None:
     """
     from lofi.models.quantization import held_kind
 
-    held = getattr(config, "quantization_config", None)
-    return held_kind(held if held is None or isinstance(held, dict) else held.to_dict(), where)
+    return held_kind(_held(config), where)
 
 
 def in_words(quantization: str | None) -> str:
     """ "an nf4 base", "a dense base"."""
     return "a dense base" if quantization is None else f"an {quantization} base"
+
+
+def packed_of(model: nn.Module) -> Packed | None:
+    """What of a model is quantized, on any device (meta too); None for a dense one."""
+    packed = {path: m for path, m in model.named_modules() if hasattr(m, "packed_shapes")}
+    kind = getattr(model, "lofi_quantization", None) or quantization_of(model)
+    if not packed or kind is None:
+        return None
+    codes = {id(getattr(m, name)) for m in packed.values() for name in m.packed_shapes}
+    own = {id(p): (name, p) for name, p in model.named_parameters() if id(p) not in codes}
+    matrices = Counter(
+        name.removesuffix(".weight").rpartition(".")[2]
+        for name, p in own.values()
+        if p.ndim > 1 and name.endswith("weight")
+    )
+    stored = [m.stored for m in packed.values()]
+    return Packed(
+        kind=kind,
+        double_quant=any(getattr(m, "double_quant", False) for m in packed.values()),
+        packed_weights=len(packed),
+        packed_parameters=sum(_elements(one) for one in stored),
+        packed_bytes=sum(_bytes(one) for one in stored),
+        dense_parameters=sum(p.numel() for _, p in own.values()),
+        dense_bytes=sum(p.numel() * p.element_size() for _, p in own.values()),
+        dense_linears=dict(matrices),
+    )
+
+
+def packed_on_meta(config: Any, task: str, path: str | Path, quantization: str | None = None) -> nn.Module:
+    """The model of a folder on the meta device, packed as its files are, else as `quantization` would pack it.
+
+    Reads the headers of the files, no weight. Raises  ModelError for damaged files, and for a folder that is packed
+    in another way than asked for
+    """
+    from lofi.models.counting import meta_model
+    from lofi.models.quantization import asked_config, reading_config
+    from lofi.models.quantizer import FrozenQuantizer
+
+    held, asked = held_quantization(config, str(path)), asked_config(quantization)
+    wanted = reading_config(_held(config), held, asked, str(path)) if held is not None else asked
+    if held is not None:
+        vars(config).pop("quantization_config")
+    model = meta_model(config, task)
+    if wanted is not None:
+        files = [str(file) for file in sorted(Path(path).glob("*.safetensors"))]
+        quantizer: Any = FrozenQuantizer(wanted, pre_quantized=held is not None)
+        quantizer._process_model_before_weight_loading(model, checkpoint_files=files)
+        model.lofi_quantization = wanted.kind  # type: ignore[assignment]  # fp4 is told from nf4 by the files alone
+    return model
+
+
+def refuse_packed(config: Any, where: str) -> None:
+    """Raise ModelError for weights that are quantized already, where dense ones are wanted."""
+    held = held_quantization(config, where)
+    if held is not None:
+        raise ModelError(f"{where} holds {held}-quantized weights already; give the dense model that it was made from")
+
+
+def _held(config: Any) -> dict[str, Any] | None:
+    held = getattr(config, "quantization_config", None)
+    return held if held is None or isinstance(held, dict) else held.to_dict()
+
+
+def _elements(stored: Any) -> int:
+    """Elements of the weight that codes stand for."""
+    return int(stored.numel) if hasattr(stored, "nested") else stored.codes.numel()
+
+
+def _bytes(stored: Any) -> int:
+    return int(stored.bytes()) if hasattr(stored, "nested") else stored.codes.numel() + 4 * stored.scale.numel()
