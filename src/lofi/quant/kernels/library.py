@@ -1,9 +1,9 @@
 """The native CPU library: finds it, checks that it is this version's, and chooses the path (instruction set).
 
-Knows no kernel: native.py and native_int8.py bind the C functions of native/*.cpp, whose last two arguments are the path
-and the number of threads, and which return one of the answers below. Rejected: nanobind or pybind11 (Python's headers, a
-library a Python version) and torch's extension API (bound to one torch version). A call through ctypes costs a few
-microseconds where functions and their argument types are looked up once and tensors are passed as addresses.
+Knows no kernel: native.py and native_int8.py bind the C functions of native/*.cpp, whose last two arguments are the
+path and the number of threads, and which return one of the answers below. Rejected: nanobind or pybind11 (Python's
+headers, a library a Python version) and torch's extension API (bound to one torch version). A call through ctypes costs
+a few microseconds where functions and their argument types are looked up once and tensors are passed as addresses.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from lofi.errors import ModelError
 from lofi.quant.kernels.interface import Kernels
 from lofi.quant.kernels.library import DTYPES, Address, Count, Int, Library, NativeMissing
 from lofi.quant.kernels.native_int8 import NativeInt8
+from lofi.quant.kernels.reference import REFERENCE
 from lofi.quant.storage import FourBit
 
 _WEIGHT = (Address, Address, Address, Address, Address, Address, Count, Count)  # struct FourBit of native/nf4.h
@@ -87,30 +88,38 @@ class NativeKernels(NativeInt8):
 
 
 def _known(tensor: Tensor) -> bool:
-    return tensor.dtype in DTYPES and tensor.is_contiguous() and tensor.is_cpu
+    return tensor.dtype in DTYPES and _plain(tensor, tensor.dtype)
 
 
 def _addresses(stored: FourBit) -> tuple[int | None, ...]:
-    codes, absmax, nested, count = stored.codes, stored.absmax, stored.nested, stored.numel
-    blocks, scale = -(-count // stored.block), torch.float32 if nested is None else torch.uint8
-    whole = codes.numel() == (count + 1) // 2 and absmax.numel() == blocks and absmax.dtype is scale and codes.is_cpu
-    if not (whole and codes.is_contiguous() and absmax.is_contiguous() and stored.quant_map.numel() == 16):
+    codes, absmax, code, nested, count = stored.codes, stored.absmax, stored.quant_map, stored.nested, stored.numel
+    blocks = -(-count // stored.block)
+    if codes.numel() != (count + 1) // 2 or not _plain(codes, torch.uint8) or code.numel() != 16:
+        raise _broken(stored)
+    scales = torch.float32 if nested is None else torch.uint8
+    if absmax.numel() != blocks or not _plain(absmax, scales) or not _plain(code, torch.float32):
         raise _broken(stored)
     if nested is None:
-        return codes.data_ptr(), absmax.data_ptr(), None, None, None, stored.quant_map.data_ptr(), stored.block, 0
-    if nested.absmax.numel() != -(-blocks // nested.block) or nested.quant_map.numel() != 256:
+        return codes.data_ptr(), absmax.data_ptr(), None, None, None, code.data_ptr(), stored.block, 0
+    spread, outer = nested.absmax, nested.quant_map
+    if spread.numel() != -(-blocks // nested.block) or outer.numel() != 256 or nested.offset.dtype != torch.float32:
         raise _broken(stored)
-    return (
-        *(codes.data_ptr(), absmax.data_ptr(), nested.absmax.data_ptr(), nested.quant_map.data_ptr()),
-        *(nested.offset.data_ptr(), stored.quant_map.data_ptr(), stored.block, nested.block),
-    )
+    if not _plain(spread, torch.float32) or not _plain(outer, torch.float32):
+        raise _broken(stored)
+    inner = (spread.data_ptr(), outer.data_ptr(), nested.offset.data_ptr())
+    return codes.data_ptr(), absmax.data_ptr(), *inner, code.data_ptr(), stored.block, nested.block
+
+
+def _plain(tensor: Tensor, dtype: torch.dtype) -> bool:
+    return tensor.dtype is dtype and tensor.is_contiguous() and tensor.is_cpu
 
 
 def _broken(stored: FourBit) -> ModelError:
     return ModelError(
         f"a 4-bit weight of shape {tuple(stored.shape)} in blocks of {stored.block} has {stored.codes.numel()} bytes "
         f"of codes and {stored.absmax.numel()} {stored.absmax.dtype} scales on {stored.codes.device}, expected "
-        f"{(stored.numel + 1) // 2} and {stored.blocks}, contiguous, on the CPU; quantize the model again"
+        f"{(stored.numel + 1) // 2} and {stored.blocks} on the CPU, with scales and code books in float32 (scales in "
+        "uint8 under double quantization); quantize the model again"
     )
 
 
