@@ -45,8 +45,8 @@ def row_codes_kernel(
         largest = tl.maximum(largest, size)
     top = tl.max(largest, axis=0)
     tl.store(scale + row, top)
-    inverse = tl.div_rn(tl.full([BLOCK], 127.0, tl.float32), tl.zeros([BLOCK], dtype=tl.float32) + top)
-    factor = tl.where(top > 0, inverse, 0.0)  # (BLOCK,) all equal; a row of zeros has the codes 0
+    divisor = tl.full([BLOCK], 0.0, tl.float32) + tl.where(top > 0, top, 1.0)  # a row of zeros has the codes 0
+    factor = tl.div_rn(tl.full([BLOCK], 1.0, tl.float32), divisor) * 127.0  # (BLOCK,), what torch makes of 127 / scale
     for first in range(0, columns, BLOCK):
         at = first + tl.arange(0, BLOCK)
         value = tl.load(x + at, mask=at < columns, other=0.0).to(tl.float32)

@@ -1,0 +1,122 @@
+"""The Triton kernels through Triton's compiler, without a GPU: the launches as the backend makes them, to machine code.
+
+The interpreter does not know what a compiler refuses, nor where it makes one rounding of a product and a sum.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+
+import pytest
+import torch
+
+from lofi.quant.codes import nf4_code
+from lofi.quant.kernels.triton import TritonKernels
+from lofi.quant.nf4 import quantize_blockwise, quantize_scales
+from lofi.quant.storage import EightBit, FourBit, RowCodes
+
+triton = pytest.importorskip("triton", reason="the package triton is not installed")
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="TRITON_INTERPRET is set")
+
+TARGETS = {"Ampere": ("cuda", 80, 32), "Hopper": ("cuda", 90, 32), "MI300": ("hip", "gfx942", 64)}
+NAMES = {torch.uint8: "*u8", torch.int8: "*i8", torch.int32: "*i32", torch.int64: "*i64"}
+NAMES |= {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+
+
+class Recorder:
+    """In place of a module of kernels: keeps what was launched, with what."""
+
+    def __init__(self, module, launches):
+        self.module, self.launches = importlib.import_module(f"lofi.quant.kernels.{module}"), launches
+
+    def __getattr__(self, kernel):
+        def launch(*args, **options):
+            self.launches[kernel] = getattr(self.module, kernel), args, options
+
+        return type("Launcher", (), {"__getitem__": lambda _, grid: launch})()
+
+
+@pytest.fixture(scope="module")
+def launches():
+    """What the backend launches for weights of 128 x 2048 and bfloat16 activations, by kernel."""
+    kernels, seen = TritonKernels(), {}
+    kernels._nf4, kernels._int8 = Recorder("triton_nf4", seen), Recorder("triton_int8", seen)
+    weight = torch.randn(128, 2048)
+    codes, absmax = quantize_blockwise(weight, nf4_code(), 64)
+    scales, nested = quantize_scales(absmax)
+    stored = FourBit(codes, scales, nf4_code(), (128, 2048), 64, nested)
+    eight = EightBit(torch.zeros(128, 2048, dtype=torch.int8), torch.ones(128))
+    half = weight.bfloat16()
+    kernels.quantize_blockwise(half, nf4_code(), 64)
+    kernels.dequantize_blockwise(stored, half)
+    assert kernels.few_rows(half[:1], stored) is not None and kernels.few_rows(half[:3], stored) is not None
+    kernels.dequantize_int8(eight, half)
+    kernels._row_codes(half, 6.0)
+    one = RowCodes(eight.codes[:1], eight.scale[:1], torch.arange(1), half[:1, :1])
+    kernels.int8_product(one, eight, torch.bfloat16)
+    seen["int8_product_kernel of one row"] = seen["int8_product_kernel"]
+    kernels.int8_product(RowCodes(eight.codes, eight.scale, torch.arange(3), half[:, :3]), eight, torch.bfloat16)
+    kernels_there = {name for module in (kernels._nf4.module, kernels._int8.module) for name in dir(module)}
+    assert {name.split()[0] for name in seen} == {
+        name for name in kernels_there if name.endswith("_kernel")
+    }  # every kernel, once
+    return seen
+
+
+def type_of(argument):
+    if isinstance(argument, tuple):
+        return tuple(map(type_of, argument))
+    if isinstance(argument, torch.Tensor):
+        return NAMES[argument.dtype]
+    return "fp32" if isinstance(argument, float) else "constexpr" if argument == 1 else "i32"
+
+
+def paths(arguments, *before):
+    """Every argument that is no tuple, with the way to it."""
+    for i, argument in enumerate(arguments):
+        if isinstance(argument, tuple):
+            yield from paths(argument, *before, i)
+        else:
+            yield (*before, i), argument
+
+
+def compiled(launch, target):
+    """To machine code, with what the launcher would find out: which integers are 1, what is a multiple of 16."""
+    kernel, args, keywords = launch
+    constants = {name: value for name, value in keywords.items() if name in kernel.arg_names}
+    options = {name: value for name, value in keywords.items() if name not in constants}
+    signature = dict(zip(kernel.arg_names, map(type_of, args), strict=False)) | dict.fromkeys(constants, "constexpr")
+    known = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
+    known |= {path: 1 for path, value in paths(args) if isinstance(value, int) and value == 1}
+    numbers = {path: v.data_ptr() if isinstance(v, torch.Tensor) else v for path, v in paths(args)}
+    wide = {p: [["tt.divisibility", 16]] for p, n in numbers.items() if isinstance(n, int) and n % 16 == 0}
+    source = triton.compiler.ASTSource(kernel, signature, known, wide)
+    return triton.compile(source, target=triton.backends.compiler.GPUTarget(*TARGETS[target]), options=options)
+
+
+@pytest.fixture(autouse=True)
+def fresh_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))  # what is checked is this compiler's work, not an older one's
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_launch_compiles(target, launches):
+    for name, launch in launches.items():
+        made = compiled(launch, target)
+        assert target != "MI300" or ".vgpr_spill_count: 0" in made.asm["amdgcn"], name
+        if target == "Hopper":
+            assert not re.search(r"\b(STL|LDL)\b", made.asm["sass"]), name  # registers suffice
+
+
+def test_dequantization_rounds_the_product_and_the_sum_each(launches):
+    kernel, args, keywords = launches["dequantize_kernel"]
+    assert not re.search(r"\bFFMA", compiled((kernel, args, keywords), "Hopper").asm["sass"])
+    contracted = compiled((kernel, args, {**keywords, "enable_fp_fusion": True}), "Hopper")
+    assert re.search(r"\bFFMA", contracted.asm["sass"])  # what the launch's option prevents
+
+
+def test_products_of_codes_and_of_few_rows_use_matrix_units(launches):
+    for kernel, unit in [("int8_product_kernel", r"IGMMA|IMMA"), ("few_rows_kernel", r"HGMMA|HMMA")]:
+        assert re.search(unit, compiled(launches[kernel], "Hopper").asm["sass"])
