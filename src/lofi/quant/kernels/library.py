@@ -84,7 +84,7 @@ def _chosen(handle: ctypes.CDLL, isa: str | None) -> str:
     if isa is None:
         return here[0]
     if isa not in ISAS:
-        raise RequestError(f"there is no instruction set {isa!r} in lofi's kernels; this CPU runs {', '.join(here)}")
+        raise RequestError(f"LOFI_ISA is {isa!r}, expected one of {', '.join(here)}, or nothing for the best")
     if isa not in here:
-        raise RequestError(f"this CPU does not run {isa!r}; it runs {', '.join(here)}")
+        raise RequestError(f"LOFI_ISA is {isa!r}, which this CPU does not run; it runs {', '.join(here)}")
     return isa
