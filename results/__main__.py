@@ -15,7 +15,18 @@ from results.page import write_page
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = ROOT / "results" / "figures"
-EXPERIMENTS = ("e2e", "diacritics", "encoders", "dialogues", "quotes", "arithmetic", "parity", "speed", "kill")
+EXPERIMENTS = (
+    "e2e",
+    "diacritics",
+    "encoders",
+    "dialogues",
+    "quotes",
+    "arithmetic",
+    "parity",
+    "speed",
+    "kill",
+    "quantized",
+)
 
 
 def main() -> None:
