@@ -88,16 +88,16 @@ LOFI_EXPORT int lofi_int8_rows(const void* x, int dtype, int64_t m, int64_t i, i
   return kDone;
 }
 
-// y (M, O) from codes; `sums` (M, O) is the integer product where another library has made it, else null; so is `bias`.
+// y (M, O) from codes; `sums` (M, O) is the integer product where another library has made it, else null.
 LOFI_EXPORT int lofi_int8_product(const int8_t* x, const float* x_scale, const int8_t* w, const float* w_scale,
-                                  const int64_t* columns, const float* outliers, const float* bias, const int32_t* sums,
+                                  const int64_t* columns, const float* outliers, const int32_t* sums,
                                   void* y, int dtype, int64_t m, int64_t o, int64_t i, int64_t u, int isa, int threads) {
   using namespace lofi;
   const Int8Path* chosen = path(isa);
   if (!chosen) return kNoSuchPath;
   if (!known(dtype)) return kNotCovered;
   if (m == 0 || o == 0) return kDone;
-  const Int8Product p{x, x_scale, w, w_scale, columns, outliers, bias, sums, y, m, o, i, u, dtype};
+  const Int8Product p{x, x_scale, w, w_scale, columns, outliers, sums, y, m, o, i, u, dtype};
   threads = m * o * i < kSmall ? 1 : threads;
   const int64_t blocks = int8_blocks(p, threads);
   const int crew = team(blocks, threads);

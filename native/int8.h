@@ -13,7 +13,7 @@
 
 namespace lofi {
 
-// y = (codes codes^T) (scale_x / 127) (scale_w / 127) + outliers W[:, columns]^T + bias
+// y = (codes codes^T) (scale_x / 127) (scale_w / 127) + outliers W[:, columns]^T
 struct Int8Product {
   const int8_t* x;         // (M, I)
   const float* x_scale;    // (M,)
@@ -21,7 +21,6 @@ struct Int8Product {
   const float* w_scale;    // (O,)
   const int64_t* columns;  // (U,)
   const float* outliers;   // (M, U)
-  const float* bias;       // (O,) or null
   const int32_t* sums;     // (M, O): the integer product where another library made it, or null
   void* y;                 // (M, O) of `dtype`
   int64_t m, o, i, u;
@@ -68,10 +67,10 @@ static inline int64_t int8_blocks(const Int8Product& p, int threads) {
   return (p.m + kBlockRows - 1) / kBlockRows * ((p.o + columns - 1) / columns);
 }
 
-// Sums, column scales, bias and the outliers' columns of the weight for one block.
+// Sums, column scales and the outliers' columns of the weight for one block.
 static inline int64_t int8_scratch(const Int8Product& p) {
   const int64_t rows = p.m < kBlockRows ? p.m : kBlockRows;
-  return 128 * static_cast<int64_t>(sizeof(float)) * (rows + 2 + p.u);
+  return 128 * static_cast<int64_t>(sizeof(float)) * (rows + 1 + p.u);
 }
 
 extern const Int8Path kInt8Plain;

@@ -41,22 +41,22 @@ inline __m256i add_across(const Eight& s) {
   return _mm256_add_epi32(_mm256_permute2x128_si256(left, right, 0x20), _mm256_permute2x128_si256(left, right, 0x31));
 }
 
+// Two rows by eight columns: with three the sums fill all registers, and it measures slower.
 class VnniTile {
  public:
-  static constexpr int64_t kRows = 3;
+  static constexpr int64_t kRows = 2;
 
   VnniTile(const int8_t* const* w, int64_t length) : length_(length) {
     for (int j = 0; j < kPanel; ++j) w_[j] = w[j];
     Eight s = nothing(), none = s;
     const __m512i ones = _mm512_set1_epi8(1);
-    for (int64_t k = 0; k < length_; k += 64) step<1>(s, none, none, ones, ones, ones, k, lanes(length_ - k));
+    for (int64_t k = 0; k < length_; k += 64) step<1>(s, none, ones, ones, k, lanes(length_ - k));
     shift_ = _mm256_slli_epi32(add_across(s), 7);
   }
 
   void sums(const int8_t* x, int64_t x_stride, int64_t rows, int32_t* into, int64_t stride, bool add) const {
-    if (rows == 3) sums_of<3>(x, x_stride, into, stride, add);
-    else if (rows == 2) sums_of<2>(x, x_stride, into, stride, add);
-    else sums_of<1>(x, x_stride, into, stride, add);
+    if (rows == 2) sums_of<2>(x, x + x_stride, into, into + stride, add);
+    else sums_of<1>(x, x, into, into, add);
   }
 
  private:
@@ -67,17 +67,15 @@ class VnniTile {
   }
 
   template <int Rows>
-  void sums_of(const int8_t* x, int64_t x_stride, int32_t* into, int64_t stride, bool add) const {
-    const int8_t *x1 = Rows > 1 ? x + x_stride : x, *x2 = Rows > 2 ? x1 + x_stride : x;
-    Eight s0 = nothing(), s1 = s0, s2 = s0;
+  void sums_of(const int8_t* x0, const int8_t* x1, int32_t* into0, int32_t* into1, bool add) const {
+    Eight s0 = nothing(), s1 = s0;
     int64_t k = 0;
     for (const __mmask64 all = ~__mmask64{0}; k + 64 <= length_; k += 64)
-      step<Rows>(s0, s1, s2, shifted(x + k, all), shifted(x1 + k, all), shifted(x2 + k, all), k, all);
+      step<Rows>(s0, s1, shifted(x0 + k, all), shifted(x1 + k, all), k, all);
     if (const __mmask64 some = lanes(length_ - k); k < length_)
-      step<Rows>(s0, s1, s2, shifted(x + k, some), shifted(x1 + k, some), shifted(x2 + k, some), k, some);
-    store(s0, into, add);
-    if constexpr (Rows > 1) store(s1, into + stride, add);
-    if constexpr (Rows > 2) store(s2, into + 2 * stride, add);
+      step<Rows>(s0, s1, shifted(x0 + k, some), shifted(x1 + k, some), k, some);
+    store(s0, into0, add);
+    if constexpr (Rows == 2) store(s1, into1, add);
   }
 
   void store(const Eight& s, int32_t* into, bool add) const {
@@ -87,22 +85,21 @@ class VnniTile {
   }
 
   template <int Rows>
-  void step(Eight& s0, Eight& s1, Eight& s2, __m512i a0, __m512i a1, __m512i a2, int64_t k, __mmask64 mask) const {
-    column<Rows>(s0.s0, s1.s0, s2.s0, a0, a1, a2, _mm512_maskz_loadu_epi8(mask, w_[0] + k));
-    column<Rows>(s0.s1, s1.s1, s2.s1, a0, a1, a2, _mm512_maskz_loadu_epi8(mask, w_[1] + k));
-    column<Rows>(s0.s2, s1.s2, s2.s2, a0, a1, a2, _mm512_maskz_loadu_epi8(mask, w_[2] + k));
-    column<Rows>(s0.s3, s1.s3, s2.s3, a0, a1, a2, _mm512_maskz_loadu_epi8(mask, w_[3] + k));
-    column<Rows>(s0.s4, s1.s4, s2.s4, a0, a1, a2, _mm512_maskz_loadu_epi8(mask, w_[4] + k));
-    column<Rows>(s0.s5, s1.s5, s2.s5, a0, a1, a2, _mm512_maskz_loadu_epi8(mask, w_[5] + k));
-    column<Rows>(s0.s6, s1.s6, s2.s6, a0, a1, a2, _mm512_maskz_loadu_epi8(mask, w_[6] + k));
-    column<Rows>(s0.s7, s1.s7, s2.s7, a0, a1, a2, _mm512_maskz_loadu_epi8(mask, w_[7] + k));
+  void step(Eight& s0, Eight& s1, __m512i a0, __m512i a1, int64_t k, __mmask64 mask) const {
+    column<Rows>(s0.s0, s1.s0, a0, a1, _mm512_maskz_loadu_epi8(mask, w_[0] + k));
+    column<Rows>(s0.s1, s1.s1, a0, a1, _mm512_maskz_loadu_epi8(mask, w_[1] + k));
+    column<Rows>(s0.s2, s1.s2, a0, a1, _mm512_maskz_loadu_epi8(mask, w_[2] + k));
+    column<Rows>(s0.s3, s1.s3, a0, a1, _mm512_maskz_loadu_epi8(mask, w_[3] + k));
+    column<Rows>(s0.s4, s1.s4, a0, a1, _mm512_maskz_loadu_epi8(mask, w_[4] + k));
+    column<Rows>(s0.s5, s1.s5, a0, a1, _mm512_maskz_loadu_epi8(mask, w_[5] + k));
+    column<Rows>(s0.s6, s1.s6, a0, a1, _mm512_maskz_loadu_epi8(mask, w_[6] + k));
+    column<Rows>(s0.s7, s1.s7, a0, a1, _mm512_maskz_loadu_epi8(mask, w_[7] + k));
   }
 
   template <int Rows>
-  static void column(__m512i& s0, __m512i& s1, __m512i& s2, __m512i a0, __m512i a1, __m512i a2, __m512i w) {
+  static void column(__m512i& s0, __m512i& s1, __m512i a0, __m512i a1, __m512i w) {
     multiply_add(s0, a0, w);
-    if constexpr (Rows > 1) multiply_add(s1, a1, w);
-    if constexpr (Rows > 2) multiply_add(s2, a2, w);
+    if constexpr (Rows == 2) multiply_add(s1, a1, w);
   }
 
   const int8_t* w_[kPanel];

@@ -21,7 +21,6 @@ struct Block {
   int64_t row, rows, column, columns, stride;
   int32_t* sums;    // (rows, stride)
   float* w_scale;   // (stride,): scale / 127
-  float* bias;      // (stride,)
   float* outliers;  // (U, stride): dequantized columns of the weight
 };
 
@@ -50,7 +49,6 @@ inline void gather(const Int8Product& p, const Block& b) {
   for (int64_t j = 0; j < b.stride; ++j) {
     const int64_t column = least(b.column + j, p.o - 1);
     b.w_scale[j] = p.w_scale[column] * (1.0f / 127.0f);
-    b.bias[j] = p.bias ? p.bias[column] : 0.0f;
     const int8_t* w = p.w + column * p.i;
     for (int64_t u = 0; u < p.u; ++u) b.outliers[u * b.stride + j] = static_cast<float>(w[p.columns[u]]) * b.w_scale[j];
   }
@@ -72,8 +70,6 @@ inline void finish_chunk(const Int8Product& p, const Block& b, int64_t r, int64_
     }
     for (int j = 0; j < 16; ++j) into[j] += t0[j], into[16 + j] += t1[j], into[32 + j] += t2[j], into[48 + j] += t3[j];
   }
-  if (p.bias)
-    for (int j = 0; j < kChunk; ++j) into[j] += b.bias[chunk + j];
 }
 
 template <class Float>
@@ -98,8 +94,8 @@ void product(const Int8Product& p, int64_t first, int64_t last, int threads, cha
     Block b{};
     b.row = block / across * kBlockRows, b.rows = least(kBlockRows, p.m - b.row);
     b.column = block % across * stride, b.columns = least(stride, p.o - b.column), b.stride = stride;
-    b.w_scale = room, b.bias = room + stride, b.outliers = room + 2 * stride;
-    b.sums = reinterpret_cast<int32_t*>(room + (2 + p.u) * stride);
+    b.w_scale = room, b.outliers = room + stride;
+    b.sums = reinterpret_cast<int32_t*>(room + (1 + p.u) * stride);
     if (p.sums) copy_sums(p, b);
     else integer_sums<Tile>(p, b);
     gather(p, b);

@@ -19,17 +19,30 @@ uint32_t largest(const typename Float::Bits* x, int64_t n) {
   return most;
 }
 
-// The largest magnitude below the threshold, marking the columns of the others. NaN is no outlier: it must show.
+constexpr int64_t kRun = 64;  // outliers are few: runs of so many elements without one are passed over at once
+
+template <class Float>
+bool is_apart(typename Float::Bits x, uint32_t threshold) {
+  const uint32_t magnitude = x & Float::kMagnitude;
+  return magnitude >= threshold && magnitude <= Float::kInfinity;  // NaN is no outlier: it must show
+}
+
+// The largest magnitude below the threshold, marking the columns of the others.
 template <class Float>
 uint32_t largest_below(const typename Float::Bits* x, int64_t n, uint32_t threshold, uint8_t* found) {
-  using Bits = typename Float::Bits;
-  Bits most = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    const Bits magnitude = x[i] & Float::kMagnitude;
-    const bool apart = magnitude >= threshold && magnitude <= Float::kInfinity;
-    const Bits kept = apart ? Bits{0} : magnitude;
-    most = kept > most ? kept : most;
-    found[i] |= apart;
+  uint32_t most = 0;
+  for (int64_t start = 0; start < n; start += kRun) {
+    const int64_t end = start + kRun < n ? start + kRun : n;
+    uint32_t here = largest<Float>(x + start, end - start);
+    if (here >= threshold) {
+      here = 0;
+      for (int64_t i = start; i < end; ++i) {
+        const uint32_t magnitude = x[i] & Float::kMagnitude;
+        if (is_apart<Float>(x[i], threshold)) found[i] = 1;
+        else here = magnitude > here ? magnitude : here;
+      }
+    }
+    most = here > most ? here : most;
   }
   return most;
 }
@@ -47,12 +60,14 @@ void encode(const typename Float::Bits* x, int64_t n, float factor, int8_t* code
   for (int64_t i = 0; i < n; ++i) codes[i] = code(Float::widen(x[i]) * factor);
 }
 
+// The codes of outliers are 0.
 template <class Float>
-void encode_below(const typename Float::Bits* x, int64_t n, float factor, uint32_t threshold, int8_t* codes) {
-  for (int64_t i = 0; i < n; ++i) {
-    const uint32_t magnitude = x[i] & Float::kMagnitude;
-    const int8_t c = code(Float::widen(x[i]) * factor);
-    codes[i] = magnitude >= threshold && magnitude <= Float::kInfinity ? int8_t{0} : c;
+void erase_apart(const typename Float::Bits* x, int64_t n, uint32_t threshold, int8_t* codes) {
+  for (int64_t start = 0; start < n; start += kRun) {
+    const int64_t end = start + kRun < n ? start + kRun : n;
+    if (largest<Float>(x + start, end - start) < threshold) continue;
+    for (int64_t i = start; i < end; ++i)
+      if (is_apart<Float>(x[i], threshold)) codes[i] = 0;
   }
 }
 
@@ -68,8 +83,8 @@ void rows_of(const Int8Rows& p, int64_t first, int64_t last) {
     const float scale = Float::widen(static_cast<Bits>(most));
     const float factor = scale > 0.0f ? 1.0f / scale * 127.0f : 0.0f;  // as torch divides a number by a tensor
     p.scale[r] = scale;
-    if (apart) encode_below<Float>(x, p.i, factor, threshold, p.codes + r * p.i);
-    else encode<Float>(x, p.i, factor, p.codes + r * p.i);
+    encode<Float>(x, p.i, factor, p.codes + r * p.i);
+    if (apart) erase_apart<Float>(x, p.i, threshold, p.codes + r * p.i);
   }
 }
 

@@ -52,9 +52,22 @@ def int8_product(rows: RowCodes, stored: EightBit) -> Tensor:
 
 
 def integer_product(a: Tensor, b: Tensor) -> Tensor:
+    """a b^T of int8 codes, exactly: int32 (M, O), by torch's integer product where that is a fast one and right.
+
+    On CPUs without AVX-512 torch's is a loop over scalars, on GPUs it does not take every shape, and a size of 1 can
+    leave its result unwritten (the stride of such an axis is passed on as it is: pytorch issue 195066).
+    """
+    fast = a.device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    if fast and min(*a.shape, *b.shape) > 1:
+        return torch._int_mm(a.contiguous(), b.contiguous().t())
+    return product_in_pieces(a, b)
+
+
+def product_in_pieces(a: Tensor, b: Tensor) -> Tensor:
     """a b^T of int8 codes, exactly: int32 (M, O), summed in float32 pieces short enough to be exact."""
     pieces = zip(a.split(_EXACT, 1), b.split(_EXACT, 1), strict=True)
-    return sum((left.float() @ right.float().t()).to(torch.int32) for left, right in pieces)  # type: ignore[return-value]
+    sums = (((left.float() @ right.float().t()).to(torch.int32)) for left, right in pieces)
+    return sum(sums, a.new_zeros(len(a), len(b), dtype=torch.int32))
 
 
 def _row_codes(x: Tensor) -> tuple[Tensor, Tensor]:

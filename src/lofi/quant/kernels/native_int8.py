@@ -1,8 +1,9 @@
 """LLM.int8() in C++: binds the functions of native/int8*.cpp.
 
 Knows what each argument is and which road a product takes; what the numbers mean stands in quant/int8.py, loading and
-paths in library.py. Where the CPU has AMX, many rows go through torch's integer product (oneDNN drives AMX) and the
-library only finishes the sums; elsewhere the library's own product is the faster one, and for few rows it always is.
+paths in library.py. For few rows the library's own product is the fastest everywhere, with VNNI or AVX2 for many rows
+too (as fast as oneDNN's on the same instructions, which packs the weight at each call). For many rows with AMX, or with
+neither, torch makes the integer sums, and the library finishes them in one pass instead of torch's five.
 Types that the library does not know (float64) go to the reference.
 """
 
@@ -15,12 +16,13 @@ import torch
 from torch import Tensor
 
 from lofi.errors import ModelError
+from lofi.quant.int8 import integer_product
 from lofi.quant.kernels.library import DONE, DTYPES, Address, Count, Int, Library
 from lofi.quant.kernels.reference import REFERENCE
 from lofi.quant.storage import EightBit, RowCodes
 
-AMX_ROWS = 32
-"""From so many rows on, tiles are fuller than packing the weight for them costs."""
+MANY = 32
+"""Rows from which on packing the weight, which torch's product does at each call, costs less than it gains."""
 
 
 class NativeInt8:
@@ -28,11 +30,12 @@ class NativeInt8:
 
     def __init__(self, library: Library) -> None:
         self._isa = library.isa
-        self._amx = library.name == "avx512_bf16" and has_amx()
+        own = library.name in ("avx512_bf16", "avx512", "avx2") and not (library.name == "avx512_bf16" and has_amx())
+        self._sums_elsewhere = float("inf") if own else MANY
         self._rows = library.function(
             "lofi_int8_rows", Address, Int, *[Count] * 3, ctypes.c_float, *[Address] * 4, Int, Int
         )
-        self._product = library.function("lofi_int8_product", *[Address] * 9, Int, *[Count] * 4, Int, Int)
+        self._product = library.function("lofi_int8_product", *[Address] * 8, Int, *[Count] * 4, Int, Int)
         self._dense = library.function("lofi_int8_dense", *[Address] * 3, Int, Count, Count, Int, Int)
 
     def quantize_weight_rows(self, weight: Tensor) -> EightBit:
@@ -61,8 +64,8 @@ class NativeInt8:
         picked = x[:, columns]  # (M, U)
         return RowCodes(codes, scale, columns, picked.masked_fill_(~(picked.abs() >= threshold), 0))
 
-    def int8_product(self, rows: RowCodes, stored: EightBit, dtype: torch.dtype, bias: Tensor | None = None) -> Tensor:
-        """x W^T + bias (M, O) in `dtype`: integer sums exact, the rest in float32, rounded once.
+    def int8_product(self, rows: RowCodes, stored: EightBit, dtype: torch.dtype) -> Tensor:
+        """x W^T (M, O) in `dtype`: integer sums exact, the rest in float32, rounded once.
 
         Exact   a row's result is the same bits whatever stands in the other rows
         """
@@ -70,10 +73,9 @@ class NativeInt8:
             return REFERENCE.int8_product(rows, stored, dtype)
         w, w_scale = _checked(stored, len(stored.codes), rows.codes.shape[1])
         x, outliers = rows.codes.contiguous(), rows.outliers.float().contiguous()
-        wide = None if bias is None else bias.float().contiguous()
-        sums = torch._int_mm(x, w.t()) if self._amx and len(x) >= AMX_ROWS else None
+        sums = integer_product(x, w) if len(x) >= self._sums_elsewhere else None
         y = torch.empty(len(x), len(w), dtype=dtype)
-        given = (x, rows.scale, w, w_scale, rows.columns, outliers, wide, sums, y)
+        given = (x, rows.scale, w, w_scale, rows.columns, outliers, sums, y)
         sizes = (len(x), *w.shape, len(rows.columns))
         self._run(self._product, *(None if t is None else t.data_ptr() for t in given), DTYPES[dtype], *sizes)
         return y
@@ -101,7 +103,7 @@ def _checked(stored: EightBit, rows: int, width: int) -> tuple[Tensor, Tensor]:
     right = codes.shape == (rows, width) and codes.dtype == torch.int8 and codes.device.type == "cpu"
     if not right or scale.shape != (rows,) or scale.dtype != torch.float32:
         raise ModelError(
-            f"an 8-bit weight has {codes.dtype} codes of shape {tuple(codes.shape)} on {codes.device} and {scale.dtype} "
+            f"an 8-bit weight has {codes.dtype} codes of shape {tuple(codes.shape)} on {codes.device}, {scale.dtype} "
             f"scales of shape {tuple(scale.shape)}, expected int8 ({rows}, {width}) and float32 ({rows},) on the CPU; "
             "quantize the model again"
         )
