@@ -3,7 +3,8 @@
 Follows the convention of transformers' experts interface: a module that owns `down_proj` and `gate_up_proj` (or
 `up_proj`) of shape (E, O, I), or (E, I, O) where `is_transposed`, says so in `has_gate`, `has_bias`, `is_transposed`,
 and is called with (hidden (S, D), top_k_index (S, K), top_k_weights (S, K)). With no adapter active the module's own
-implementation runs; with one, each expert's tokens go through `low_rank_product`, so W + delta is never formed.
+implementation runs; with one, each expert's tokens go through `low_rank_product`, so W + delta is never formed. A
+module that holds codes instead (quant/experts.py) is asked for each expert's product: `expert_product(name, expert)`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lofi.adapters.fused import CONV1D, LINEAR, low_rank_product
+from lofi.adapters.fused import CONV1D, LINEAR, Product, low_rank_product
 from lofi.adapters.linear import draw_factors
 from lofi.adapters.surgery import Part, float_sum
 from lofi.errors import TargetError
@@ -32,11 +33,10 @@ def is_experts(module: Any) -> bool:
 class ExpertPair(nn.Module):
     """A (E, R, I) and B (E, O, R) of one 3-D parameter, float32 masters."""
 
-    def __init__(self, weight: Tensor, rank: int, *, transposed: bool):
+    def __init__(self, shape: Sequence[int], rank: int, *, transposed: bool, device: torch.device):
         super().__init__()
-        experts, rows, columns = weight.shape
+        experts, rows, columns = shape
         out_features, in_features = (columns, rows) if transposed else (rows, columns)
-        device = weight.device
         self.lora_A = nn.Parameter(torch.empty(experts, rank, in_features, device=device, dtype=torch.float32))
         self.lora_B = nn.Parameter(torch.empty(experts, out_features, rank, device=device, dtype=torch.float32))
 
@@ -56,8 +56,10 @@ class ExpertFactors(Part):
                 "cannot be adapted; leave them out of target_parameters"
             )
         self.rank, self.scale, self.transposed = rank, scale, bool(module.is_transposed)
+        device = module.down_proj.device
+        shapes = {name: getattr(module, name).shape for name in sorted(names)} | _packed_shapes(module, names)
         self.pairs = nn.ModuleDict(
-            {name: ExpertPair(getattr(module, name), rank, transposed=self.transposed) for name in sorted(names)}
+            {name: ExpertPair(s, rank, transposed=self.transposed, device=device) for name, s in shapes.items()}
         )
 
     def reset(self, init: bool | str) -> None:
@@ -73,7 +75,7 @@ class ExpertFactors(Part):
 
     @staticmethod
     def run(module: Any, parts: list[Any], base: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
-        return _experts_forward(module, parts, *args, *kwargs.values())
+        return experts_forward(module, parts, *args, *kwargs.values())
 
     def changes(self) -> list[str]:
         return list(self.pairs)
@@ -93,9 +95,14 @@ class ExpertFactors(Part):
         return not any(a.any() and b.any() for name in self.pairs for a, b in self.experts(name))
 
 
-def _experts_forward(
+def _packed_shapes(module: Any, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    return {name: shape for name, shape in getattr(module, "packed_shapes", {}).items() if name in names}
+
+
+def experts_forward(
     module: Any, parts: list[ExpertFactors], hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
 ) -> Tensor:
+    """The experts' output (S, D) under `parts` (none: the base's), one expert that tokens were routed to at a time."""
     entry = "gate_up_proj" if module.has_gate else "up_proj"
     enter, leave = _Projection(module, parts, entry), _Projection(module, parts, "down_proj")
     output = torch.zeros_like(hidden_states)  # (S, D)
@@ -114,19 +121,24 @@ class _Projection:
     """x W_e^T + b_e + sum of s B_e A_e x, for the experts of one parameter."""
 
     def __init__(self, module: Any, parts: list[ExpertFactors], name: str):
-        self.weight = getattr(module, name)
+        self.module, self.name = module, name
         self.bias = getattr(module, f"{name}_bias") if module.has_bias else None
-        self.product = CONV1D if module.is_transposed else LINEAR
         held: list[tuple[float, Any]] = [(part.scale, part.pairs[name]) for part in parts if name in part.pairs]
         # unbound once: selecting expert by expert would make a gradient of the whole stack for each
         self.factors = [(scale, pair.lora_A.unbind(0), pair.lora_B.unbind(0)) for scale, pair in held]
 
+    def _product(self, expert: int) -> tuple[Product, tuple[Tensor, ...]]:
+        """How the expert's weight multiplies, and the tensors that hold it."""
+        if self.name in getattr(self.module, "packed_shapes", {}):
+            return self.module.expert_product(self.name, expert), ()
+        return CONV1D if self.module.is_transposed else LINEAR, (getattr(self.module, self.name)[expert],)
+
     def __call__(self, x: Tensor, expert: int) -> Tensor:
-        weight, bias = self.weight[expert], None if self.bias is None else self.bias[expert]
+        (product, stored), bias = self._product(expert), None if self.bias is None else self.bias[expert]
         if not self.factors:
-            return self.product.forward(x, bias, weight)
+            return product.forward(x, bias, *stored)
         (scale, a, b), *others = self.factors
-        y = low_rank_product(x, a[expert], b[expert], bias, weight, product=self.product, scale=scale)
+        y = low_rank_product(x, a[expert], b[expert], bias, *stored, product=product, scale=scale)
         for scale, a, b in others:
             y = y + scale * ((x @ a[expert].to(x.dtype).t()) @ b[expert].to(x.dtype).t())
         return y

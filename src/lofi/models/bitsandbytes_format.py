@@ -2,9 +2,11 @@
 
 A weight `w` (4 bits) is `w` uint8, or its bytes under another dtype, with `w.absmax`, `w.quant_map`, under double
 quantization `w.nested_absmax` and `w.nested_quant_map`, and `w.quant_state.bitsandbytes__nf4`, the bytes of a JSON
-object; int8 is `m.weight` int8 with `m.SCB` and `m.weight_format`. Knows files and frozen linears. Does not know
-transformers' models (quantization.py). Written from the format as bitsandbytes 0.50 writes it. Beside it lofi keeps
-samples of the dense weights in the files' metadata, where other readers do not look.
+object; int8 is `m.weight` int8 with `m.SCB` and `m.weight_format`. The 3-D parameters of experts, which bitsandbytes
+leaves dense in transformers, are written the same way under their own names (int8 with `p_SCB`); a folder with such
+does not call itself bitsandbytes' (quantizer.py). Knows files and frozen modules. Does not know transformers' models.
+Written from the format as bitsandbytes 0.50 writes it. Beside it lofi keeps samples of the dense weights in the files'
+metadata, where other readers do not look.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from torch import Tensor, nn
 from lofi.errors import ModelError
 from lofi.models.folder import Entry, read_header
 from lofi.quant.codes import KINDS
-from lofi.quant.linear import FrozenLinear, Int8Linear, NF4Linear
+from lofi.quant.experts import FrozenExperts
+from lofi.quant.linear import FrozenLinear
+from lofi.quant.storage import FourBit
 
 STATE = ".quant_state.bitsandbytes__"
 ORIGIN = "lofi_dense_origin"
@@ -38,7 +42,7 @@ class PackedWeight:
     """What the files say of one packed weight; `offset` is the mean scale under double quantization, else None."""
 
     kind: str
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     dense_dtype: str | None = None
     block: int = 64
     offset: float | None = None
@@ -94,7 +98,9 @@ def _packed_names(entries: Mapping[str, Entry]) -> list[str]:
     """Names of weights that are packed, or that only a part of a packed weight is there of."""
     four = {_COMPANION.sub("", name) for name in entries if _COMPANION.search(name)}
     eight = {name.removesuffix("SCB") + "weight" for name in entries if name.endswith(".SCB")}
+    eight |= {name.removesuffix("_SCB") for name in entries if name.endswith("_SCB")}
     bare = {name for name, e in entries.items() if name.endswith(".weight") and e.dtype in ("U8", "I8")}
+    bare |= {name for name, e in entries.items() if len(e.shape) == 3 and e.dtype == "I8"}
     return sorted(four | eight | bare)
 
 
@@ -108,6 +114,9 @@ def _packed_weight(name: str, entries: Mapping[str, Entry]) -> PackedWeight:
 
 
 def _int8(name: str, weight: Entry, entries: Mapping[str, Entry]) -> PackedWeight:
+    if len(weight.shape) == 3:
+        _expect(entries, f"{name}_SCB", "the row scales", weight.shape[:2], ("F32",))
+        return PackedWeight("int8", weight.shape)
     module = name.removesuffix("weight")
     if len(weight.shape) != 2:
         raise _Fault(f"is {weight.shape}, expected rows and columns of int8 codes")
@@ -115,7 +124,7 @@ def _int8(name: str, weight: Entry, entries: Mapping[str, Entry]) -> PackedWeigh
     layout = entries.get(module + "weight_format")
     if layout is not None and any(layout.read()):
         raise _Fault("is laid out for one GPU's tensor cores, expected rows; save it again with bitsandbytes >= 0.43")
-    return PackedWeight("int8", (weight.shape[0], weight.shape[1]))
+    return PackedWeight("int8", weight.shape)
 
 
 def _four_bit(name: str, weight: Entry, entries: Mapping[str, Entry]) -> PackedWeight:
@@ -123,7 +132,7 @@ def _four_bit(name: str, weight: Entry, entries: Mapping[str, Entry]) -> PackedW
     shape, block = _shape(state), _positive(state, "blocksize")
     codes, blocks = -(-math.prod(shape) // 2), -(-math.prod(shape) // block)
     if weight.size != codes:
-        raise _Fault(f"has {weight.size:,} bytes of codes, expected {codes:,} for {shape[0]} x {shape[1]}")
+        raise _Fault(f"has {weight.size:,} bytes of codes, expected {codes:,} for {' x '.join(map(str, shape))}")
     nested = "nested_offset" in state
     _expect(entries, f"{name}.absmax", "the block scales", (blocks,), ("U8",) if nested else ("F32",))
     _expect(entries, f"{name}.quant_map", "the code book", (16,), ("F32",))
@@ -159,11 +168,11 @@ def _state(name: str, entries: Mapping[str, Entry]) -> tuple[str, dict[str, Any]
     return kind, state
 
 
-def _shape(state: Mapping[str, Any]) -> tuple[int, int]:
+def _shape(state: Mapping[str, Any]) -> tuple[int, ...]:
     shape = state.get("shape")
-    if not isinstance(shape, list) or len(shape) != 2 or not all(isinstance(n, int) and n > 0 for n in shape):
+    if not isinstance(shape, list) or len(shape) not in (2, 3) or not all(isinstance(n, int) and n > 0 for n in shape):
         raise _Fault(f"says that its shape is {shape}, expected rows and columns")
-    return shape[0], shape[1]
+    return tuple(shape)
 
 
 def _positive(state: Mapping[str, Any], key: str) -> int:
@@ -193,44 +202,58 @@ def _origins(metadata: Mapping[str, str], file: str | Path) -> dict[str, str]:
     return held
 
 
+def packed_modules(model: nn.Module) -> dict[str, Any]:
+    """The modules that hold codes, linears and experts, by path."""
+    return {path: m for path, m in model.named_modules() if isinstance(m, FrozenLinear | FrozenExperts)}
+
+
 def packed_state(model: nn.Module) -> dict[str, Tensor]:
     """The model's state dict with every packed weight under bitsandbytes' names; codes and scales are not copied."""
-    frozen = {path: module for path, module in model.named_modules() if isinstance(module, FrozenLinear)}
+    packed = packed_modules(model)
     state: dict[str, Tensor] = {}
     for key, tensor in model.state_dict().items():
         path, _, name = key.rpartition(".")
-        module = frozen.get(path)
-        if module is None or name == "bias":
+        module = packed.get(path)
+        if module is None or not (name in module._buffers or name in module.packed_shapes):
             state[key] = tensor
-        elif name == "weight":
-            state |= {f"{path}.{rest}": part for rest, part in _written(module).items()}
+        elif name in module.packed_shapes:
+            state |= {f"{path}.{rest}": part for rest, part in _written(module, name).items()}
     return state
 
 
-def _written(module: FrozenLinear) -> dict[str, Tensor]:
-    weight = module.weight.detach()
-    if isinstance(module, Int8Linear):
-        return {"weight": weight, "SCB": module.SCB, "weight_format": torch.zeros((), dtype=torch.uint8)}
-    assert isinstance(module, NF4Linear)
-    stored, kind = module.stored, module.quant_type
+def _written(module: Any, name: str) -> dict[str, Tensor]:
+    """One packed parameter as it stands in the file, its scales beside it."""
+    codes = module.get_parameter(name).detach()
+    stored = module.stored(name) if isinstance(module, FrozenExperts) else module.stored
+    if isinstance(stored, FourBit):
+        return _written_4bit(name, codes, stored, module)
+    if isinstance(module, FrozenExperts):
+        return {name: codes, f"{name}_SCB": module.get_buffer(f"{name}_SCB")}
+    return {"weight": codes, "SCB": stored.scale, "weight_format": torch.zeros((), dtype=torch.uint8)}
+
+
+def _written_4bit(name: str, codes: Tensor, stored: FourBit, module: Any) -> dict[str, Tensor]:
     told: dict[str, Any] = {
-        "quant_type": kind,
+        "quant_type": module.quant_type,
         "blocksize": stored.block,
         "dtype": str(module.dense_dtype).removeprefix("torch."),
         "shape": list(stored.shape),
     }
-    written = {"weight": weight, "weight.absmax": stored.absmax, "weight.quant_map": stored.quant_map.clone()}
+    # constant maps are cloned: safetensors refuses tensors that share memory
+    written = {name: codes.view(-1, 1), f"{name}.absmax": stored.absmax, f"{name}.quant_map": stored.quant_map.clone()}
     if stored.nested is not None:
         nested = stored.nested
         told |= {"nested_blocksize": nested.block, "nested_dtype": "float32", "nested_offset": nested.offset.item()}
-        # constant maps are cloned: safetensors refuses tensors that share memory
-        written |= {"weight.nested_absmax": nested.absmax, "weight.nested_quant_map": nested.quant_map.clone()}
-    written[f"weight{STATE}{kind}"] = torch.tensor(list(json.dumps(told).encode()), dtype=torch.uint8)
+        written[f"{name}.nested_absmax"] = nested.absmax
+        written[f"{name}.nested_quant_map"] = nested.quant_map.clone()
+    written[f"{name}{STATE}{module.quant_type}"] = torch.tensor(list(json.dumps(told).encode()), dtype=torch.uint8)
     return written
 
 
 def origin_metadata(model: nn.Module) -> dict[str, str]:
     """Metadata for the files: the samples of the dense weights that the model's packed weights were made from."""
-    frozen = [(path, module) for path, module in model.named_modules() if isinstance(module, FrozenLinear)]
-    samples = {f"{path}.weight": module.dense_sample for path, module in frozen if module.dense_sample}
+    samples: dict[str, str] = {}
+    for path, module in packed_modules(model).items():
+        own = module.dense_samples if isinstance(module, FrozenExperts) else {"weight": module.dense_sample}
+        samples |= {f"{path}.{name}": told for name, told in own.items() if told}
     return {ORIGIN: json.dumps(samples)} if samples else {}

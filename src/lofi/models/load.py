@@ -191,14 +191,14 @@ def _set_quantization(config: Any, asked: Any, options: dict[str, Any], where: s
     raw = getattr(config, "quantization_config", None)
     if asked is None and not raw:
         return None
-    from lofi.models.quantization import as_dict, asked_config, computing_in, held_kind, reading_config
+    from lofi.models.quantization import asked_config, computing_in, held_kind, reading_config
 
     wanted, held = asked_config(asked), held_kind(raw, where)
     if held is None:
         options["quantization_config"] = wanted = computing_in(wanted, options["dtype"])
         return wanted.kind
     reading = computing_in(reading_config(raw, held, wanted, where), options["dtype"])
-    config.quantization_config = as_dict(reading)
+    config.quantization_config = reading.own_dict()
     return held
 
 

@@ -9,7 +9,7 @@ transformers' table, which would change what other code's from_pretrained does.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from difflib import get_close_matches
 from typing import Any, ClassVar
 
@@ -35,6 +35,11 @@ class _ForTransformers(QuantizationConfigMixin):
     def from_dict(cls, config_dict: Mapping[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
         made = cls(**{key: value for key, value in config_dict.items() if key != "quant_method"})
         return (made, kwargs) if return_unused_kwargs else made
+
+    def own_dict(self) -> dict[str, Any]:
+        """The config under lofi's name: what transformers looks up again, and what a folder says of packed experts."""
+        own = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
+        return {"quant_method": self.quant_method, **own}
 
 
 class NF4Config(NF4Options, _ForTransformers):
@@ -104,6 +109,9 @@ def held_kind(raw: Mapping[str, Any] | None, where: str) -> str | None:
         return None
     four, eight = bool(raw.get("load_in_4bit")), bool(raw.get("load_in_8bit"))
     method = raw.get("quant_method", "bitsandbytes" if four or eight else "unknown")
+    own = next((kind for kind, config in _CONFIGS.items() if config.quant_method == method), None)
+    if own is not None:
+        return own
     if method != "bitsandbytes":
         raise ModelError(
             f"{where} holds {method}-quantized weights, but lofi reads dense weights and bitsandbytes' formats; "
@@ -128,15 +136,25 @@ def reading_config(raw: Mapping[str, Any], kind: str, asked: NF4Config | Int8Con
             f"quantization {asked.kind} was asked for, but {where} holds {kind} weights already; leave quantization "
             f"out to use them, or give the dense model to have {asked.kind}"
         )
-    told: dict[str, Any] = {"skip_modules": raw.get("llm_int8_skip_modules")}
+    if raw.get("quant_method") == _CONFIGS[kind].quant_method:
+        told = {f.name: raw[f.name] for f in fields(_CONFIGS[kind]) if f.name in raw}
+    else:
+        told = _from_bitsandbytes(raw, kind)
     if asked is not None:
         told |= {"compute_dtype": asked.compute_dtype, "norms_in_float32": asked.norms_in_float32}
-    if kind == "int8":
-        told["threshold"] = asked.threshold if isinstance(asked, Int8Config) else raw.get("llm_int8_threshold", 6.0)
-    else:
-        told["double_quant"] = bool(raw.get("bnb_4bit_use_double_quant", False))
-        told.setdefault("compute_dtype", raw.get("bnb_4bit_compute_dtype", "float32"))
+    if isinstance(asked, Int8Config):
+        told["threshold"] = asked.threshold
     return _CONFIGS[kind](**told)
+
+
+def _from_bitsandbytes(raw: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    told: dict[str, Any] = {"skip_modules": raw.get("llm_int8_skip_modules")}
+    if kind == "int8":  # which has no compute dtype there
+        return told | {"threshold": raw.get("llm_int8_threshold", 6.0)}
+    return told | {
+        "double_quant": bool(raw.get("bnb_4bit_use_double_quant", False)),
+        "compute_dtype": raw.get("bnb_4bit_compute_dtype", "float32"),
+    }
 
 
 def computing_in(config: Any, dtype: torch.dtype | str) -> Any:
@@ -147,8 +165,3 @@ def computing_in(config: Any, dtype: torch.dtype | str) -> Any:
     if name not in COMPUTE_DTYPES:
         raise ModelError(f"dtype {name} was asked for over quantized weights; use auto, bf16, fp16 or fp32")
     return replace(config, compute_dtype=name)
-
-
-def as_dict(config: Any) -> dict[str, Any]:
-    """The config as transformers looks it up again by name, in a model config that is being read."""
-    return {"quant_method": config.quant_method, **vars(config)}

@@ -1,15 +1,17 @@
 """Filling a model with packed weights through transformers' quantizer interface: made on the fly, or read as they are.
 
-On the fly: the linears of the empty model become frozen linears, and each dense tensor is quantized as it arrives.
-Packed: the files are read first (bitsandbytes_format.py), so that every fault is one sentence before anything is
-loaded; exactly the linears whose weights are packed become frozen ones, and codes stay in the mapped file. Rejected:
+On the fly: the linears and experts of the empty model become frozen ones, and each dense tensor is quantized as it
+arrives. Packed: the files are read first (bitsandbytes_format.py), so that every fault is one sentence before anything
+is loaded; exactly the modules whose weights are packed become frozen ones, and codes stay in the mapped file. Rejected:
 `is_loaded_in_4bit`, at which other libraries cast what trains; a converter for each packed weight, which would keep
 transformers from casting the dense ones.
 """
 
 from __future__ import annotations
 
+import math
 import re
+import warnings
 from collections.abc import Iterable
 from dataclasses import replace
 from difflib import get_close_matches
@@ -23,21 +25,24 @@ from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 
-from lofi.errors import ModelError
+from lofi.adapters.experts import is_experts
+from lofi.errors import LofiWarning, ModelError
 from lofi.models.bitsandbytes_format import (
     Checkpoint,
     PackedWeight,
     origin_metadata,
+    packed_modules,
     packed_state,
     read_checkpoint,
 )
 from lofi.models.facts import backbone, class_task
-from lofi.quant.linear import FrozenLinear, Int8Linear, NF4Linear
+from lofi.quant.experts import FrozenExperts, freeze_experts
+from lofi.quant.linear import Int8Linear, NF4Linear
 
-_FILE_NAMES = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")  # under "weight." on disk
+_FILE_NAMES = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")  # after a dot on disk
 _IGNORED = {  # by the loader: read before it starts, or set when it is done
     "_keys_to_ignore_on_load_unexpected": {r"\.quant_state\.bitsandbytes__\w+$", r"\.weight_format$"},
-    "_keys_to_ignore_on_load_missing": {r"\.nested_offset$"},
+    "_keys_to_ignore_on_load_missing": {r"[._]nested_offset$"},
 }
 
 
@@ -48,6 +53,7 @@ class FrozenQuantizer(HfQuantizer):
         super().__init__(quantization_config, **kwargs)
         self.transposed: set[str] = set()
         self.filled: set[str] = set()
+        self.rules: list[Any] = []
         self.packed: dict[str, PackedWeight] = {}
         self.origins: dict[str, str] = {}
         self.faults: list[str] = []
@@ -70,14 +76,24 @@ class FrozenQuantizer(HfQuantizer):
     def _expect_dense(self, model: Any) -> None:
         """Empty frozen linears in place of the linears that are to be quantized; ModelError if there is none."""
         skip = self._skipped(model)
-        found = {path: m for path, m in _linears(model).items() if should_convert_module(path, skip)}
-        if not found:
+        linears = {path: m for path, m in _linears(model).items() if should_convert_module(path, skip)}
+        experts = {path: m for path, m in _experts(model).items() if should_convert_module(path, skip)}
+        if not linears and not experts:
             raise ModelError(
                 f"{type(model).__name__} has no linear layer to quantize beside its heads and what skip_modules names; "
                 "load it dense"
             )
-        for path, linear in found.items():
+        for path, linear in linears.items():
             self._replace(model, path, linear, self.quantization_config, linear.weight.dtype)
+        for module in experts.values():
+            with torch.device("cpu"):
+                freeze_experts(module, _stacks(module), self.quantization_config, device="meta")
+        left = [path for path, m in model.named_modules() if _stacks(m) and not isinstance(m, FrozenExperts)]
+        if left := [path for path in left if should_convert_module(path, skip)]:
+            warnings.warn(
+                f"{len(left)} modules of stacked experts stay dense, first {left[0]}: they do not follow transformers' "
+                "experts interface", LofiWarning, stacklevel=2,
+            )  # fmt: skip
 
     def _skipped(self, model: Any) -> list[str]:
         """Module names and patterns that stay dense: heads, tied weights, the user's own.
@@ -85,7 +101,7 @@ class FrozenQuantizer(HfQuantizer):
         Raises  ModelError for one of the user's that no linear has
         """
         own = list(self.quantization_config.skip_modules or ())
-        linears = list(_linears(model))
+        linears = [*_linears(model), *_experts(model)]
         for name in own:
             if all(should_convert_module(path, [name]) for path in linears):
                 last = sorted({path.rpartition(".")[2] for path in linears})
@@ -104,15 +120,20 @@ class FrozenQuantizer(HfQuantizer):
                 f"config.json in {where} says {self.quantization_config.kind}, but its weights are {checkpoint.kind}; "
                 "correct its quantization_config"
             )
-        linears = _linears(model)
-        for name, path in self._paths(model, checkpoint.weights).items():
-            self._expect_one(model, name, path, checkpoint, linears)
+        paths = self._paths(model, checkpoint.weights)
+        dense = {f"{path}.weight": linear for path, linear in _linears(model).items()}
+        for name, place in paths.items():
+            self._check_one(model, name, place, checkpoint, dense)
         self._refuse(where)
+        for place in (place for place in self.packed if place in dense):
+            self._expect_linear(model, place.removesuffix(".weight"), dense[place])
+        for path, module in _experts(model).items():
+            self._expect_experts(path, module)
         for key, patterns in _IGNORED.items():
             setattr(model, key, {*(getattr(model, key) or ()), *patterns})
 
     def _paths(self, model: Any, names: Iterable[str]) -> dict[str, str]:
-        """Name of a weight in the files -> module path in this model, by transformers' own renaming rules."""
+        """Name of a weight in the files -> its name in this model, by transformers' own renaming rules."""
         rules = get_model_conversion_mapping(model, None, self)
         renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
         converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
@@ -123,27 +144,38 @@ class FrozenQuantizer(HfQuantizer):
             if renamed not in own and name in own:
                 renamed = name
             if renamed in own:  # else it is of a head that this model has not: the loader judges what is left over
-                paths[name] = renamed.rpartition(".")[0]
+                paths[name] = renamed
         return paths
 
-    def _expect_one(
-        self, model: Any, name: str, path: str, checkpoint: Checkpoint, linears: dict[str, nn.Module]
+    def _check_one(
+        self, model: Any, name: str, place: str, checkpoint: Checkpoint, dense: dict[str, nn.Module]
     ) -> None:
-        weight, linear = checkpoint.weights[name], linears.get(path)
-        if linear is None:
-            self.faults.append(f"{name} is packed, but {path} is no linear layer")
-            return
-        if weight.shape != _shape(linear):
-            self.faults.append(f"{name} is {weight.shape}, expected {_shape(linear)}")
-            return
-        options = self.quantization_config
-        if weight.kind != "int8":
-            options = replace(options, double_quant=weight.offset is not None, block=weight.block)
+        """Note a packed weight for the parameter `place`, or a fault where that cannot hold it."""
+        weight, parameter = checkpoint.weights[name], model.get_parameter_or_buffer(place)
+        expected = _shape(dense[place]) if place in dense else tuple(parameter.shape)
+        if place not in dense and not is_experts(model.get_submodule(place.rpartition(".")[0])):
+            self.faults.append(f"{name} is packed, but {place} is of no linear layer")
+        elif weight.shape != expected:
+            self.faults.append(f"{name} is {weight.shape}, expected {expected}")
+        else:
+            self.packed[place] = weight
+            self.origins |= {place: checkpoint.origins[name]} if name in checkpoint.origins else {}
+
+    def _options(self, weight: PackedWeight) -> Any:
+        if weight.kind == "int8":
+            return self.quantization_config
+        return replace(self.quantization_config, double_quant=weight.offset is not None, block=weight.block)
+
+    def _expect_linear(self, model: Any, path: str, linear: Any) -> None:
+        weight = self.packed[f"{path}.weight"]
         dense = getattr(torch, weight.dense_dtype) if weight.dense_dtype else linear.weight.dtype
-        self._replace(model, path, linear, options, dense)
-        self.packed[path] = weight
-        if name in checkpoint.origins:
-            self.origins[path] = checkpoint.origins[name]
+        self._replace(model, path, linear, self._options(weight), dense)
+
+    def _expect_experts(self, path: str, module: Any) -> None:
+        names = [name for name in _stacks(module) if f"{path}.{name}" in self.packed]
+        if names:
+            with torch.device("cpu"):
+                freeze_experts(module, names, self._options(self.packed[f"{path}.{names[0]}"]), device="meta")
 
     def _replace(self, model: Any, path: str, linear: Any, options: Any, dense_dtype: torch.dtype) -> None:
         rows, columns = _shape(linear)
@@ -159,7 +191,7 @@ class FrozenQuantizer(HfQuantizer):
 
     def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
         path, _, name = param_name.rpartition(".")
-        return name == "weight" and isinstance(model.get_submodule(path), FrozenLinear)
+        return name in getattr(model.get_submodule(path), "packed_shapes", {})
 
     def get_quantize_ops(self) -> ConversionOps:
         return _Quantize(self)
@@ -167,7 +199,8 @@ class FrozenQuantizer(HfQuantizer):
     def get_weight_conversions(self) -> list[Any]:
         if not self.pre_quantized:
             return []
-        return [_FromDisk(rf"\.weight\.{name}$", f".{name}") for name in _FILE_NAMES]
+        experts = [_FromDisk(rf"(?<!\.weight)\.{name}$", f"_{name}") for name in _FILE_NAMES]  # they apply in turn
+        return experts + [_FromDisk(rf"\.weight\.{name}$", f".{name}") for name in _FILE_NAMES]
 
     def get_new_dtype(self, converter: Any, param: Any, dtype: torch.dtype | None) -> torch.dtype | None:
         """Codes keep the bytes they have on disk, whatever dtype those are filed under."""
@@ -176,35 +209,41 @@ class FrozenQuantizer(HfQuantizer):
         return super().get_new_dtype(converter, param, dtype)
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        for path, module in _frozen(model).items():
-            if path in self.packed:
-                self._finish(path, module)
-            elif path not in self.filled:
-                self.faults.append(f"missing {path}.weight")
+        for path, module in packed_modules(model).items():
+            for name in module.packed_shapes:
+                place = f"{path}.{name}"
+                if place in self.packed:
+                    self._finish(place, name, module)
+                elif place not in self.filled:
+                    self.faults.append(f"missing {place}")
         self._refuse(str(getattr(model, "name_or_path", "") or "the model"))
         for key in _IGNORED:
             vars(model).pop(key, None)
         rules = getattr(model, "_weight_conversions", None) or []
-        model._weight_conversions = [rule for rule in rules if not isinstance(rule, _FromDisk)]
+        model._weight_conversions = self.rules = [rule for rule in rules if not isinstance(rule, _FromDisk)]
         if self.quantization_config.norms_in_float32:
             widen_norms(model)
         model.lofi_quantization = self.quantization_config.kind
         self.packed, self.origins, self.filled = {}, {}, set()
         return model
 
-    def _finish(self, path: str, module: FrozenLinear) -> None:
-        """What the loader could not set: the offset, the codes' own dtype, where the weight comes from."""
-        weight, packed = module.weight.detach(), self.packed[path]
-        if weight.device.type == "meta":  # missing, which the loader says
+    def _finish(self, place: str, name: str, module: Any) -> None:
+        """What the loader could not set: the offset, the codes' own dtype and shape, where the weight comes from."""
+        codes, packed = module.get_parameter(name).detach(), self.packed[place]
+        if codes.device.type == "meta":  # missing, which the loader says
             return
-        if isinstance(module, NF4Linear):
-            codes = weight.view(torch.uint8).view(-1, 1)
-            if codes.numel() != -(-packed.shape[0] * packed.shape[1] // 2):
-                self.faults.append(f"{path}.weight came as {codes.numel():,} bytes of codes")
-            module.weight = nn.Parameter(codes, requires_grad=False)
+        if packed.kind != "int8":
+            codes = codes.view(torch.uint8).view((-1, 1) if name == "weight" else (1, -1, 1))
+            if codes.numel() != -(-math.prod(packed.shape) // 2):
+                self.faults.append(f"{place} came as {codes.numel():,} bytes of codes")
+            setattr(module, name, nn.Parameter(codes, requires_grad=False))
             if packed.offset is not None:
-                module.nested_offset = torch.tensor(packed.offset, dtype=torch.float32, device=weight.device)
-        module.dense_sample = self.origins.get(path)
+                offset = torch.tensor(packed.offset, dtype=torch.float32, device=codes.device)
+                setattr(module, "nested_offset" if name == "weight" else f"{name}_nested_offset", offset)
+        if isinstance(module, FrozenExperts):
+            module.dense_samples |= {name: self.origins[place]} if place in self.origins else {}
+        else:
+            module.dense_sample = self.origins.get(place)
 
     def _refuse(self, where: str) -> None:
         if self.faults:
@@ -213,11 +252,20 @@ class FrozenQuantizer(HfQuantizer):
             raise ModelError(f"the weights in {where} do not fit the model: {told}{more}; fetch the model again")
 
     def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Tensor] | None, dict[str, str]]:
-        """bitsandbytes' names for the packed weights, and a config that names exactly the linears that are dense."""
-        if not _frozen(model):  # everything was merged and unpacked
+        """bitsandbytes' names for the packed weights, and a config that names exactly the linears that are dense.
+
+        Packed experts go into the file as they are, not as transformers would take the dense stacks apart, and the
+        config calls the format lofi's: bitsandbytes would find experts that it cannot read.
+        """
+        packed = packed_modules(model)
+        if not packed:  # everything was merged and unpacked
             vars(model.config).pop("quantization_config", None)
+            model._weight_conversions = self.rules
             return None, {}
-        model.config.quantization_config = replace(self.quantization_config, skip_modules=_dense_names(model))
+        stacks = [f"{p}.{name}" for p, m in packed.items() if isinstance(m, FrozenExperts) for name in m.packed_shapes]
+        model._weight_conversions = [rule for rule in self.rules if not _takes_apart(rule, stacks)]
+        config = replace(self.quantization_config, skip_modules=_dense_names(model))
+        model.config.quantization_config = config.own_dict() if stacks else config
         return packed_state(model), origin_metadata(model)
 
 
@@ -236,18 +284,22 @@ class _Quantize(ConversionOps):
     def convert(self, input_dict: dict[str, Any], model: Any = None, **kwargs: Any) -> dict[str, Tensor]:
         ((name, value),) = input_dict.items()
         weight: Tensor = value[0] if isinstance(value, list) else value
-        path = name.rpartition(".")[0]
+        path, _, own = name.rpartition(".")
         module = model.get_submodule(path)
-        self.quantizer.filled.add(path)
+        self.quantizer.filled.add(name)
         if path in self.quantizer.transposed:
             weight = weight.t()
-        if tuple(weight.shape) != module.logical_shape:
-            self.quantizer.faults.append(f"{name} is {tuple(weight.shape)}, expected {module.logical_shape}")
-            return {name: module.weight}
-        module.quantize_(weight)
-        if not all(bool(scales.isfinite().all()) for scales in module.buffers()):
+        if tuple(weight.shape) != module.packed_shapes[own]:
+            self.quantizer.faults.append(f"{name} is {tuple(weight.shape)}, expected {module.packed_shapes[own]}")
+            return {name: module.get_parameter(own)}
+        if isinstance(module, FrozenExperts):
+            module.quantize_(own, weight)
+            made = module.packed_tensors(own)
+        else:
+            module.quantize_(weight)
+            made = {own: module.weight, **dict(module.named_buffers())}
+        if not all(bool(tensor.isfinite().all()) for tensor in made.values() if tensor.is_floating_point()):
             self.quantizer.faults.append(f"{name} has entries that are not finite")
-        made = {"weight": module.weight, **dict(module.named_buffers())}
         return {f"{path}.{key}": tensor for key, tensor in made.items()}
 
 
@@ -275,18 +327,31 @@ def _linears(model: nn.Module) -> dict[str, Any]:
     return {path: m for path, m in model.named_modules() if type(m) is nn.Linear or isinstance(m, Conv1D)}
 
 
+def _experts(model: nn.Module) -> dict[str, Any]:
+    """The modules of stacked experts that follow transformers' interface, by path."""
+    return {path: m for path, m in model.named_modules() if is_experts(m) and not isinstance(m, FrozenExperts)}
+
+
+def _stacks(module: Any) -> list[str]:
+    """Names of a module's own 3-D parameters of several matrices: stacked experts, dense ones."""
+    own = module._parameters.items()
+    return [name for name, p in own if p is not None and p.ndim == 3 and p.is_floating_point() and "proj" in name]
+
+
+def _takes_apart(rule: Any, stacks: list[str]) -> bool:
+    """Whether a conversion rule of transformers splits one of these parameters when saving."""
+    targets = rule._original_target_patterns if isinstance(rule, WeightConverter) else []
+    return any(re.search(target, stack) for target in targets for stack in stacks)
+
+
 def _dense_names(model: nn.Module) -> list[str]:
     """Patterns that match every linear that is dense and none that is packed, as transformers reads skip_modules."""
-    packed = list(_frozen(model))
+    packed = list(packed_modules(model))
     names = []
     for path in (path for path, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)):
         taken = not all(should_convert_module(other, [path]) for other in packed)  # "fc" would take "layers.0.fc" too
         names.append(f"^{re.escape(path)}$" if taken else path)
     return names
-
-
-def _frozen(model: nn.Module) -> dict[str, FrozenLinear]:
-    return {path: m for path, m in model.named_modules() if isinstance(m, FrozenLinear)}
 
 
 def _shape(linear: Any) -> tuple[int, int]:
