@@ -47,8 +47,8 @@ def request_for(small_model, data, tmp_path):
     [
         ("train.learning_rat=1", "did you mean train.learning_rate?"),
         ("method=lorra", "did you mean lora?"),
-        ("method=qlora", "not in this version"),
-        ("quantization=nf4", "not in this version"),
+        ("method=houlsby", "not in this version"),
+        ("quantization=nf5", "did you mean nf4?"),
         ("lora.r=0", "r is 0"),
         ("train.learning_rate=-0.1", "train.learning_rate is -0.1, expected a number above 0"),
         ("lora.target_modules=[q_porj]", "q_proj"),
@@ -111,7 +111,10 @@ def test_a_misspelt_metric_is_told_before_a_model_is_loaded(said, data):
 
 def test_merge_requests_that_cannot_be_met_are_refused(said, small_model, finished, tmp_path):
     flags = ["merge", "--model", small_model, "--adapter", finished, "--output", tmp_path / "merged"]
-    assert "not in this version" in said(*flags, "--into", "nf4")[1]
+    assert "into is 'nf5', which a merge does not know; did you mean nf4?" in said(*flags, "--into", "nf5")[1]
+    assert "did you mean compensated?" in said(*flags, "--into", "nf4", "--rounding", "compensate")[1]
+    assert "a dense merge has one rounding" in said(*flags, "--rounding", "nearest")[1]
+    assert "was not trained on an nf4 or int8 base" in said(*flags, "--onto", "dequantized")[1]
     assert "--data" in said(*flags, "--min-kept", "0.9")[1]
     assert said(*flags, "--min-kept", "7", "--data", "x")[0] == 2
     assert not (tmp_path / "merged").exists()

@@ -12,6 +12,7 @@ from lofi.adapters.merge import merge_in_memory
 from lofi.adapters.registry import adapter_tensors
 from lofi.adapters.switch import adapters_off
 from lofi.files.golden import make_golden, replay
+from quantized_models import quantized
 
 
 def recorded(model, *args, **more) -> dict:
@@ -42,6 +43,17 @@ def test_bfloat16_is_given_room_but_not_for_another_adapter():
     model = adapted("llama").to(torch.bfloat16)
     golden = recorded(model, [[5, 6, 7]])
     assert replay(model, golden) == [] and golden["tolerance"] > 0.01
+
+
+def test_packed_weights_are_given_the_room_of_the_dtype_they_multiply_in():
+    model = quantized(family_model("llama"), "nf4")  # float32 but for its products
+    golden = recorded(model, [[5, 6, 7]])
+    assert replay(model, golden) == [] and golden["tolerance"] > 0.01
+    for module in model.modules():
+        if hasattr(module, "packed_shapes"):
+            module.compute_dtype = torch.float32
+    assert recorded(model, [[5, 6, 7]])["tolerance"] < 0.001
+    assert replay(model, golden) == []
 
 
 def test_the_output_is_greedy_and_stops_at_a_stop_id():

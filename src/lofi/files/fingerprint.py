@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from lofi.adapters.linear import product_of
 from lofi.adapters.registry import adapters_of, base_state
 from lofi.adapters.surgery import named_base_modules
+from lofi.files.quantized import packed_weights
 from lofi.quant.origin import SMALLEST, sample
 
 _ONE_STEP_SHARE = 0.15  # double rounding moves about 1/16 of the values by one step; other weights move most of them
@@ -99,17 +100,14 @@ def _described(tensor: Tensor, turned: bool) -> _Described:
 
 def _packed(model: nn.Module) -> tuple[dict[str, _Described], set[str], set[str]]:
     """(each quantized weight's dense origin, the tensors that scale one, the dense weights that are stored (I, O))."""
-    packed: dict[str, _Described] = {}
-    scales: set[str] = set()
-    turned: set[str] = set()
-    for path, module in named_base_modules(model):
-        shapes: dict[str, tuple[int, ...]] = getattr(module, "packed_shapes", {})
-        for name, shape in shapes.items():
-            packed[f"{path}.{name}"] = shape, module.dense_sample or ""
-        if shapes:
-            scales |= {f"{path}.{name}" for name in module._buffers}
-        elif (product := product_of(module)) is not None and product.transposed:
-            turned.add(f"{path}.weight")
+    weights = packed_weights(model)
+    packed = {weight.full_name: (weight.shape, weight.sample) for weight in weights}
+    scales = {name for weight in weights for name in weight.scales}
+    turned = {
+        f"{path}.weight"
+        for path, module in named_base_modules(model)
+        if (product := product_of(module)) is not None and product.transposed
+    }
     return packed, scales, turned
 
 

@@ -175,6 +175,10 @@ def _last_logits(model: Any, ids: list[int], output: list[int]) -> Tensor:
 
 
 def _tolerance(model: nn.Module, largest: float) -> float:
-    """Eight roundings of the largest logit in the model's dtype, and never less than 1e-4."""
-    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
-    return max(1e-4, 8 * torch.finfo(dtype).eps * largest)
+    """Eight roundings of the largest logit in the model's coarsest dtype, and never less than 1e-4.
+
+    Packed weights multiply in a dtype of their own, whatever the rest is held in.
+    """
+    dtypes: list[Any] = [m.compute_dtype for m in model.modules() if hasattr(m, "packed_shapes")]
+    dtypes.append(next(p.dtype for p in model.parameters() if p.is_floating_point()))
+    return max(1e-4, 8 * max(torch.finfo(dtype).eps for dtype in set(dtypes)) * largest)

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from lofi.adapters.surgery import named_base_modules
 from lofi.errors import ModelError
 
 
@@ -25,7 +27,7 @@ class Packed:
     dense_parameters: int
     dense_bytes: int
     dense_linears: dict[str, int] = field(default_factory=dict)
-    """Last name of each linear, Conv1D and embedding weight that stays dense -> how many."""
+    """Last name of each matrix (or stack of them) that stays dense -> how many."""
 
     @property
     def bits(self) -> float:
@@ -62,12 +64,60 @@ class Packed:
         }
 
 
+@dataclass(frozen=True)
+class PackedWeight:
+    """One packed parameter of a model: a linear's weight, or the stacked matrices of experts."""
+
+    path: str
+    name: str
+    shape: tuple[int, ...]
+    module: Any
+
+    @property
+    def full_name(self) -> str:
+        """Its name in the dense model."""
+        return f"{self.path}.{self.name}"
+
+    @property
+    def stored(self) -> Any:
+        """The codes and scales, a FourBit or EightBit."""
+        held = self.module.stored
+        return held(self.name) if callable(held) else held
+
+    @property
+    def sample(self) -> str:
+        """quant.origin.sample of the dense weight; "" where it was never seen."""
+        several: dict[str, str] | None = getattr(self.module, "dense_samples", None)
+        return (self.module.dense_sample if several is None else several.get(self.name)) or ""
+
+    @property
+    def scales(self) -> set[str]:
+        """Full names of the tensors that only this module's codes need."""
+        several = getattr(self.module, "packed_tensors", None)
+        held = self.module._buffers if several is None else several(self.name).keys() - {self.name}
+        return {f"{self.path}.{name}" for name in held}
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """The weight that the codes stand for, in its logical shape."""
+        several = getattr(self.module, "dense_parameter", None)
+        return self.module.dense_weight(dtype) if several is None else several(self.name, dtype)
+
+
+def packed_weights(model: nn.Module) -> list[PackedWeight]:
+    """Every packed parameter, in the order of the modules."""
+    return [
+        PackedWeight(path, name, tuple(shape), module)
+        for path, module in named_base_modules(model)
+        for name, shape in getattr(module, "packed_shapes", {}).items()
+    ]
+
+
 def quantization_of(model: nn.Module) -> str | None:
     """ "nf4", "fp4" or "int8" for a model with packed weights; None for a dense one."""
-    for module in model.modules():
-        if hasattr(module, "packed_shapes"):
-            on_meta = next(iter(module.buffers())).device.type == "meta"  # the code book is not there to be looked at
-            return str(module.kind if on_meta else getattr(module, "quant_type", module.kind))
+    for weight in packed_weights(model):
+        module = weight.module
+        on_meta = next(iter(module.buffers())).device.type == "meta"  # the code book is not there to be looked at
+        return str(module.kind if on_meta else getattr(module, "quant_type", module.kind))
     return None
 
 
@@ -88,21 +138,21 @@ def in_words(quantization: str | None) -> str:
 
 def packed_of(model: nn.Module) -> Packed | None:
     """What of a model is quantized, on any device (meta too); None for a dense one."""
-    packed = {path: m for path, m in model.named_modules() if hasattr(m, "packed_shapes")}
+    packed = packed_weights(model)
     kind = getattr(model, "lofi_quantization", None) or quantization_of(model)
     if not packed or kind is None:
         return None
-    codes = {id(getattr(m, name)) for m in packed.values() for name in m.packed_shapes}
+    codes = {id(getattr(weight.module, weight.name)) for weight in packed}
     own = {id(p): (name, p) for name, p in model.named_parameters() if id(p) not in codes}
     matrices = Counter(
         name.removesuffix(".weight").rpartition(".")[2]
         for name, p in own.values()
-        if p.ndim > 1 and name.endswith("weight")
+        if p.ndim > 1
     )
-    stored = [m.stored for m in packed.values()]
+    stored = [weight.stored for weight in packed]
     return Packed(
         kind=kind,
-        double_quant=any(getattr(m, "double_quant", False) for m in packed.values()),
+        double_quant=any(getattr(one, "nested", None) is not None for one in stored),
         packed_weights=len(packed),
         packed_parameters=sum(_elements(one) for one in stored),
         packed_bytes=sum(_bytes(one) for one in stored),
@@ -123,7 +173,7 @@ def packed_on_meta(config: Any, task: str, path: str | Path, quantization: str |
     from lofi.models.quantizer import FrozenQuantizer
 
     held, asked = held_quantization(config, str(path)), asked_config(quantization)
-    wanted = reading_config(_held(config), held, asked, str(path)) if held is not None else asked
+    wanted = asked if held is None else reading_config(_held(config) or {}, held, asked, str(path))
     if held is not None:
         vars(config).pop("quantization_config")
     model = meta_model(config, task)

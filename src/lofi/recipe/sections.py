@@ -173,7 +173,7 @@ class Recipe(Section):
                 f"method is full and quantization {asked}, but quantized weights cannot train; "
                 f"use method {method_over(asked)}, or leave quantization out"
             )
-        if own is not None and asked != own:
+        if own is not None and asked is not None and asked != own:
             raise ValueError(
                 f"method {self.method} is LoRA over an {own} base, but quantization is {asked}; "
                 f"use method {method_over(asked)}, or leave quantization out"
