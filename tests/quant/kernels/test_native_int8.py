@@ -1,4 +1,4 @@
-"""LLM.int8() in C++ against the reference, on each path that this CPU runs: integers and weights bit-equal, sums in bounds."""
+"""LLM.int8() in C++ against the reference, on each path that this CPU runs: codes bit-equal, sums within bounds."""
 
 from __future__ import annotations
 
