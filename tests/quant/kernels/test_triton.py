@@ -132,6 +132,7 @@ def test_what_the_fused_product_does_not_cover_is_left_to_the_caller(backend):
     assert kernels.few_rows(torch.ones(17, 128, device=device), stored) is None
     assert kernels.few_rows(torch.ones(2, 100, device=device), packed(normal(8, 100), device)) is None
     assert kernels.few_rows(torch.ones(2, 64, device=device), packed(normal(2, 8, 64), device)) is None
+    assert kernels.few_rows(torch.ones(2, 128, dtype=torch.float64, device=device), stored) is None
     odd = torch.empty(8 * 64 + 1, dtype=torch.uint8, device=device)[1:].copy_(stored.codes)
     assert kernels.few_rows(torch.ones(2, 128, device=device), replace(stored, codes=odd)) is None
 
@@ -218,6 +219,9 @@ def test_elements_past_two_to_the_32nd_are_read_and_written_where_they_stand(bac
     last = FourBit(codes[-wide // 2 :], stored.absmax[-wide // 64 :], stored.quant_map, (1, wide))
     out = kernels.dequantize_blockwise(stored, torch.empty(rows, wide, dtype=torch.bfloat16, device=device))
     assert torch.equal(out[-1:], nf4.dequantize_blockwise(last, torch.bfloat16))
+    before = (1 << 31) // wide - 1  # these rows' first element and their count fit 31 bits, their last element does not
+    some = kernels.dequantize_rows(stored, before, torch.empty(2, wide, dtype=torch.bfloat16, device=device))
+    assert torch.equal(some, out[before : before + 2])
     x = normal(2, wide, seed=17, dtype=torch.bfloat16).to(device)
     assert relative(kernels.few_rows(x, stored)[:, -1:], x.double() @ out[-1:].double().t()) < 5e-3
 

@@ -78,7 +78,8 @@ class TritonKernels:
         """One row, and float32, by multiply-adds, the rest by matrix units; weights whose rows are whole blocks."""
         rows, rows_in = x.shape
         whole = len(stored.shape) == 2 and _covered(stored.block) and stored.block >= 8 and not rows_in % stored.block
-        if not whole or not 0 < rows <= 16 or not rows_in or stored.codes.storage_offset() % 4:
+        known = x.dtype == torch.float32 or x.dtype in _HALF
+        if not (whole and known and rows_in and 0 < rows <= 16) or stored.codes.storage_offset() % 4:
             return None
         by_matrix = rows > 1 and x.dtype in _HALF
         tile_o, tile_i = (64, 128) if by_matrix else (16, 512)

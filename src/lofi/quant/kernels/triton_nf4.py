@@ -51,7 +51,7 @@ def dequantize_kernel(
 ):
     """out[i] = quant_map[code of element first + i] * its block's scale, one rounding to out's dtype."""
     block = first // QBLOCK + tl.program_id(0).to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS)  # (BLOCKS,)
-    scale = _scales(stored, block, block * QBLOCK < first + count, PER_NESTED)
+    scale = _scales(stored, block, block * QBLOCK - first < count, PER_NESTED)  # first + count may pass 2^31
     place = block[:, None] * (QBLOCK // 2) + tl.arange(0, QBLOCK // 2)[None, :]  # (BLOCKS, QBLOCK / 2) bytes
     pair = tl.load(stored[0] + place, mask=place < bytes_there, other=0).to(tl.int32)
     values = _look_up(stored, tl.interleave(pair >> 4, pair & 15)) * scale[:, None]  # (BLOCKS, QBLOCK)
@@ -86,7 +86,7 @@ def quantize_kernel(
     code = tl.load(order + rank).to(tl.int32)
     high, low = tl.split(tl.reshape(code, [BLOCKS, QBLOCK // 2, 2]))
     place = block[:, None] * (QBLOCK // 2) + tl.arange(0, QBLOCK // 2)[None, :]
-    tl.store(codes + place, ((high << 4) | low).to(tl.uint8), mask=place < (n + 1) // 2)
+    tl.store(codes + place, ((high << 4) | low).to(tl.uint8), mask=place * 2 < n)
     tl.store(absmax + block, tl.where(short, divisor, largest), mask=block * QBLOCK < n)
 
 
