@@ -1,35 +1,33 @@
 """Merging on disk: a base folder and an adapter folder become a new model folder, proved before it takes its place.
 
-The base is opened once (its files mapped, not copied), asked the probes with and without the adapter, and closed; the
-merged model is then opened from the files just written and asked the same. Nothing given is ever changed. Where the
-base's files cannot be rewritten key by key (fused experts, a new head, an adapted tied weight), the open model is
-merged and saved by transformers.
+The base is opened (its files mapped, not copied), asked the probes with and without the adapter, and closed; the merged
+model is then opened from the files just written and asked the same. Nothing given is ever changed. A dense base's files
+are rewritten key by key where they can be; where they cannot (fused experts, a new head, an adapted tied weight), and
+for every quantized form, the open model is merged and saved by transformers.
 """
 
 from __future__ import annotations
 
-import fnmatch
 import gc
-import shutil
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lofi.errors import LofiWarning, ModelError, RequestError
-from lofi.files.adapter_folder import AdapterFolder, load_adapter, read_folder
+from lofi.errors import LofiWarning, RequestError
+from lofi.files.adapter_folder import read_folder
 from lofi.files.atomic import atomic_folder, refuse_foreign, write_json
-from lofi.files.layout import read_header
+from lofi.files.quantized import in_words
+from lofi.merge.alternatives import Alternative, Trials, better, forms_to_compare, keeps_more, recommend
+from lofi.merge.calibration import Calibration, from_examples, written
+from lofi.merge.form import Form
+from lofi.merge.packed import Packed
 from lofi.merge.probes import Probes, data_probes, random_probes
 from lofi.merge.report import FILE, MergeReport
-from lofi.merge.shards import changes, plan_shards, weight_files, write_shards
-from lofi.merge.verdict import Measured, Verdict, judge, measure, refuse_below
-
-_NAME = "merged"
-_NOT_COPIED = (
-    *("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.h5", "*.msgpack"),
-    *("*.onnx", "*.gguf", "*.ot", "README.md", ".*", "training_args.*", "lofi.json", FILE),
-)
+from lofi.merge.source import Source, base_folder
+from lofi.merge.verdict import Verdict, refuse_below
+from lofi.merge.writing import save_model, write_dense
 
 
 def merge_folder(
@@ -37,38 +35,123 @@ def merge_folder(
     adapter_path: str | Path,
     output: str | Path,
     *,
+    form: Form = Form(),  # noqa: B008  (frozen)
     data: str | Path | None = None,
     columns: Mapping[str, str] | None = None,
     min_kept: float | None = None,
+    compare: bool = False,
 ) -> MergeReport:
-    """Write base + adapter as one plain model folder, then open it and compare it with what it came from.
+    """Write base + adapter as one model folder, then open it and compare it with what it came from.
 
-    W = W0 + (alpha / r) B A   LoRA (arXiv 2106.09685), sec. 4.1; summed in float32, rounded once to W0's own dtype
+    W = W0 + (alpha / r) B A   LoRA (arXiv 2106.09685), sec. 4.1; summed in float32, rounded once: to W0's own dtype, or
+    to nf4 or int8 as `form` says (quant/requantize.py)
     Tokenizer, chat template and generation config are the base's. `data` (its `columns` mapped as load_records does)
-    gives held-out examples for the share of the adapter's gain kept; `min_kept` refuses below that share, and nothing
-    is then written.
-    Memory  while writing, one tensor and its update (the base's files are mapped)
+    gives held-out examples for the share of the adapter's gain kept; some are set apart to calibrate on where `form`
+    needs that. `min_kept` refuses below that share, and nothing is then written. `compare` measures every other form in
+    memory as well. Figures compare with the base as the adapter was trained on it, where that can be had.
+    Memory  while a dense base is rewritten, one tensor and its update (the files are mapped); else the merged model
     Raises  RequestError, ModelError, AdapterFileError; ProofError for another base, a lossy merge or NaN;
             LofiError when the disk refuses. What was at `output` is then unchanged
     """
     _check(base_path, adapter_path, output, data, min_kept)
-    read = read_folder(adapter_path)
-    folder = _base_folder(base_path)
+    source = _source(base_path, adapter_path, form)
     if FILE not in (p.name for p in Path(output).glob("*")):
         refuse_foreign(output, (), "a merged model (it has no " + FILE + ")")
-    model = _open(folder, read)
-    probes = _probes(model, folder, read, data, columns)
-    with_adapter, alone = _measure_both(model, probes)
+    trials = _trials(source, form, data, columns, compare)
+    chosen, made, tried = _choose(trials, form, compare)
     with atomic_folder(output) as aside:
-        road, changed, notes = _write(model, folder, aside)
-        del model
-        gc.collect()  # modules are cycles: the base's pages go before the merged model's come
-        verdict = judge(alone, with_adapter, _measure_merged(aside, read, probes), probes)
+        if made is None:
+            road, changed, notes = write_dense(source.open(chosen.onto), source.folder, aside)
+        else:
+            road, changed, notes = _road(chosen, trials), made.changed, made.notes
+            save_model(made.model, source.folder, aside)
+            made = None
+        gc.collect()  # modules are cycles: these pages go before the merged model's come
+        verdict = trials.judged(source.measure_merged(aside, trials.probes))
         refuse_below(verdict, min_kept)
         _warn_if_lost(verdict)
-        report = MergeReport(str(output), str(base_path), str(adapter_path), road, changed, verdict, notes)
+        told = [*_onto_notes(source, chosen), *notes, *filter(None, [keeps_more(tried)])]
+        what = str(output), str(base_path), str(adapter_path)
+        report = MergeReport(*what, chosen, road, changed, verdict, told, tried, recommend(tried, min_kept))
         write_json(aside / FILE, report.to_dict())
     return report
+
+
+def _source(base_path: str | Path, adapter_path: str | Path, form: Form) -> Source:
+    from lofi.models.folder import read_config
+    from lofi.models.quantization import held_kind
+
+    read, folder = read_folder(adapter_path), base_folder(base_path)
+    source = Source(folder, read, held_kind(read_config(folder).get("quantization_config"), str(folder)))
+    source.quantization(form.onto)  # refused before anything is opened
+    return source
+
+
+def _trials(
+    source: Source, form: Form, data: str | Path | None, columns: Mapping[str, str] | None, compare: bool
+) -> Trials:
+    calibrate = form.calibrates or compare
+    model = source.open(form.onto)
+    probes = _probes(model, source, data, columns, calibrate)
+    calibration = _calibration(model, source, probes) if calibrate else None
+    del model
+    gc.collect()
+    return Trials(source, probes, calibration, *source.measure(probes))
+
+
+def _probes(
+    model: Any, source: Source, data: str | Path | None, columns: Mapping[str, str] | None, calibrate: bool
+) -> Probes:
+    if data is None:
+        return random_probes(model)
+    read = source.read
+    return data_probes(
+        data, source.folder, task=read.config.task_type, record=read.record, columns=columns, calibrate=calibrate
+    )
+
+
+def _calibration(model: Any, source: Source, probes: Probes) -> Calibration:
+    if probes.calibration:
+        return from_examples(model, probes.calibration, f"{probes.source}, set apart")
+    golden = (source.read.record.get("golden") or {}).get("prompts", ())
+    return written(model, [prompt["ids"] for prompt in golden])
+
+
+def _choose(trials: Trials, form: Form, compare: bool) -> tuple[Form, Packed | None, list[Alternative]]:
+    """The form to write, its model where it is in memory already, and what was measured on the way."""
+    both = trials.source.has_both and form.onto == "auto"
+    others = forms_to_compare(form, trials.source) if compare else []
+    if form.into == "dense":
+        if both and not compare:
+            others = [Form(onto=onto) for onto in ("original", "dequantized")]
+        chosen = replace(form, onto="original") if both else form
+        return chosen, None, [trials.measured(other) for other in others]
+    wanted = [replace(form, rounding=rounding) for rounding in form.roundings]
+    tried = [trials.measured(other) for other in others if other not in wanted]
+    best, made = trials.tried(wanted[0])
+    tried.append(best)
+    for other in wanted[1:]:
+        rival, theirs = trials.tried(other)
+        tried.append(rival)
+        if better(rival, best) is rival:
+            best, made = rival, theirs
+    return best.form, made, tried if len(tried) > 1 else []
+
+
+def _road(form: Form, trials: Trials) -> str:
+    seen = f", calibrated on {trials.calibration}" if form.calibrates else ""
+    return f"rounded {form.rounding} to {form.into}{seen}"
+
+
+def _onto_notes(source: Source, form: Form) -> list[str]:
+    """Which weights the update went onto, where there is a choice, and what the figures compare with."""
+    if not source.has_both:
+        return []
+    onto = "dequantized" if form.onto == "dequantized" else "original"
+    return [
+        f"merged onto the {onto} weights; the adapter was trained on {in_words(source.trained_on)}, and figures "
+        "compare with base and adapter as trained"
+    ]
 
 
 def _check(base: Any, adapter: Any, output: Any, data: Any, min_kept: float | None) -> None:
@@ -84,117 +167,6 @@ def _check(base: Any, adapter: Any, output: Any, data: Any, min_kept: float | No
                 f"output {output} is, holds or lies in the {what}'s folder {given}, which a merge never changes; "
                 "choose another output"
             )
-
-
-def _base_folder(base_path: str | Path) -> Path:
-    from lofi.models.folder import local_folder
-
-    folder = local_folder(base_path)
-    if folder is not None:
-        return folder
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    wanted = ["*.safetensors*", "*.json", "*.txt", "*.jinja", "*.model"]
-    try:
-        return Path(snapshot_download(str(base_path), allow_patterns=wanted))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise ModelError(f"{base_path} is no folder and could not be fetched from the hub ({error})") from error
-
-
-def _open(folder: Path, read: AdapterFolder) -> Any:
-    """The base with the adapter on it, in the base's own dtype, on the CPU."""
-    from lofi.models.load import load_model
-
-    model = load_model(folder, device="cpu", **_task_options(read))
-    load_adapter(model, read.path, _NAME)
-    return model
-
-
-def _task_options(read: AdapterFolder) -> dict[str, Any]:
-    task, labels = read.config.task_type, read.record.get("labels")
-    if task not in ("SEQ_CLS", "TOKEN_CLS"):
-        return {"task": task}
-    if labels:
-        return {"task": task, "labels": [str(label) for label in labels]}
-    heads = ("score.weight", "classifier.weight", "classifier.out_proj.weight")
-    rows = next((len(t) for key, t in read.tensors.items() if key.endswith(heads)), None)
-    return {"task": task, "num_labels": rows}
-
-
-def _probes(
-    model: Any, folder: Path, read: AdapterFolder, data: str | Path | None, columns: Mapping[str, str] | None
-) -> Probes:
-    if data is None:
-        return random_probes(model)
-    return data_probes(data, folder, task=read.config.task_type, record=read.record, columns=columns)
-
-
-def _measure_both(model: Any, probes: Probes) -> tuple[Measured, Measured]:
-    from lofi.adapters.switch import adapters_off
-
-    with adapters_off(model):
-        alone = measure(model, probes)
-    return measure(model, probes), alone
-
-
-def _measure_merged(folder: Path, read: AdapterFolder, probes: Probes) -> Measured:
-    from lofi.models.load import load_model
-
-    task = read.config.task_type
-    merged = load_model(folder, device="cpu", task=task)
-    if merged.lofi_new_tensors:
-        raise ModelError(f"the merged model lacks {', '.join(merged.lofi_new_tensors)}; please report this")
-    return measure(merged, probes)
-
-
-def _write(model: Any, folder: Path, aside: Path) -> tuple[str, int, list[str]]:
-    plan = plan_shards(model, _NAME, folder)
-    if plan is not None:
-        changed = write_shards(plan, folder, aside)
-        _copy_rest(folder, aside, keep=())
-        return "shard by shard", changed, []
-    changed = len(changes(model, _NAME))
-    notes = _save_loaded(model, aside)
-    _copy_rest(folder, aside, keep=("config.json",))
-    return (
-        "through the loaded model, whose files hold these tensors in another form",
-        changed,
-        [
-            *notes,
-            *_cast_notes(folder, aside),
-        ],
-    )
-
-
-def _save_loaded(model: Any, aside: Path) -> list[str]:
-    from lofi.adapters.merge import merge_in_memory
-
-    tied = bool(getattr(model.config, "tie_word_embeddings", False))
-    merged: Any = merge_in_memory(model, _NAME, inplace=True)
-    merged.save_pretrained(aside)
-    if tied and not getattr(merged.config, "tie_word_embeddings", False):
-        return ["the adapter parted weights that were tied: both are written and tie_word_embeddings is false"]
-    return []
-
-
-def _cast_notes(folder: Path, aside: Path) -> list[str]:
-    """Tensors whose dtype transformers changed while loading the base."""
-    before = {e.name: e.dtype for file in weight_files(folder) for e in read_header(file).entries}
-    after = {e.name: e.dtype for file in weight_files(aside) for e in read_header(file).entries}
-    cast = [name for name in before if name in after and before[name] != after[name]]
-    if not cast:
-        return []
-    first = cast[0]
-    return [f"{len(cast)} tensors were cast by transformers, first: {first} from {before[first]} to {after[first]}"]
-
-
-def _copy_rest(folder: Path, aside: Path, *, keep: tuple[str, ...]) -> None:
-    """Config, generation config, tokenizer, template: every file of the base that holds no weights."""
-    for path in sorted(folder.iterdir()):
-        unwanted = any(fnmatch.fnmatch(path.name, pattern) for pattern in _NOT_COPIED)
-        if path.is_file() and not unwanted and path.name not in keep:
-            shutil.copyfile(path, aside / path.name)
 
 
 def _warn_if_lost(verdict: Verdict) -> None:

@@ -17,6 +17,7 @@ MOST_EXAMPLES = 512
 _PROMPTS = 16
 _PROMPT_TOKENS = 128
 _LENGTH = 512
+_CALIBRATION = 128
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Probes:
     prompts: list[list[int]]
     examples: Sequence[Any]
     source: str
+    calibration: Sequence[Any] = ()
+    """Examples set apart to calibrate on: nothing is judged on them."""
 
 
 def random_probes(model: Any) -> Probes:
@@ -40,9 +43,11 @@ def data_probes(
     task: str | None,
     record: dict[str, Any],
     columns: Mapping[str, str] | None = None,
+    calibrate: bool = False,
 ) -> Probes:
     """The first rows of a data file, encoded as the adapter's record (lofi.json) says it was trained.
 
+    With `calibrate` every fourth row, 128 at most, is set apart.
     Raises  DataError for the file, ModelError for a base without a tokenizer
     """
     from lofi.data.format import TextFormat
@@ -53,14 +58,21 @@ def data_probes(
     tokenizer = load_tokenizer(model_path)
     written = record.get("text_format")
     text_format = TextFormat.from_dict(written, tokenizer) if written else None
+    most = MOST_EXAMPLES + (_CALIBRATION if calibrate else 0)
     prepared = prepare(
-        load_records(data, columns=columns, limit=MOST_EXAMPLES),
+        load_records(data, columns=columns, limit=most),
         tokenizer,
         task=task,
         max_length=_LENGTH,
         text_format=text_format,
         labels=record.get("labels"),
     )
-    examples = prepared.examples[:MOST_EXAMPLES]
-    prompts = [example.input_ids[-_PROMPT_TOKENS:] for example in examples[:_PROMPTS]]
-    return Probes(prompts, examples, str(data))
+    judged, apart = _set_apart(prepared.examples[:most]) if calibrate else (prepared.examples[:most], [])
+    prompts = [example.input_ids[-_PROMPT_TOKENS:] for example in judged[:_PROMPTS]]
+    return Probes(prompts, judged, str(data), apart)
+
+
+def _set_apart(examples: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    """(Examples to judge on, every fourth of all, 128 at most, to calibrate on)."""
+    apart = set(range(3, len(examples), 4)[:_CALIBRATION])
+    return [e for i, e in enumerate(examples) if i not in apart], [examples[i] for i in sorted(apart)]

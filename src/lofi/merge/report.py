@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lofi.merge.alternatives import Alternative
+from lofi.merge.form import Form
 from lofi.merge.verdict import Verdict
 
 FILE = "lofi_merge.json"
@@ -17,16 +20,23 @@ class MergeReport:
     output: str
     base: str
     adapter: str
+    form: Form
+    """As it was made: "auto" only where there was nothing to choose."""
     road: str
-    """"shard by shard", or "through the loaded model" with the reason."""
+    """"shard by shard", "rounded ...", or "through the loaded model" with the reason."""
     changed: int
     verdict: Verdict
-    notes: list[str] = field(default_factory=list)
+    notes: Sequence[str] = field(default_factory=list)
+    alternatives: Sequence[Alternative] = ()
+    recommendation: str | None = None
 
     def lines(self) -> list[str]:
         """The report in words."""
         head = f"merged {self.adapter} into {self.base}: {self.changed} tensors changed, {self.road}"
-        return [head, *self.notes, *self.verdict.lines(), f"written to {self.output}"]
+        tried = [f"  {alternative.line()}" for alternative in self.alternatives]
+        table = ["measured in memory:", *tried] if tried else []
+        advice = [self.recommendation] if self.recommendation else []
+        return [head, *self.notes, *self.verdict.lines(), *table, *advice, f"written to {self.output}"]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; the figures are under "results", as rows."""
@@ -34,9 +44,13 @@ class MergeReport:
             "output": self.output,
             "base": self.base,
             "adapter": self.adapter,
+            "into": self.form.into,
+            "rounding": None if self.form.into == "dense" else self.form.rounding,
+            "onto": self.form.onto,
             "road": self.road,
             "changed": self.changed,
             "notes": list(self.notes),
+            "recommendation": self.recommendation,
             "probes": self.verdict.source,
-            "results": self.verdict.rows(),
+            "results": [*self.verdict.rows(), *(row for a in self.alternatives for row in a.rows())],
         }
