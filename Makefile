@@ -3,6 +3,7 @@
 #   make demo      install what lofi needs, then the whole road in about two minutes (offline from there on)
 #   make test      every test; those that need ../shared skip and say so where it is missing
 #   make check     ruff, mypy on the core rooms, the import rule
+#   make sanitize  the native kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer (Linux, g++ or clang++)
 #   make bench     the speed claims, one file each; ONLY=name for one
 #   make results   every figure of docs/results.md, from scratch (hours); ONLY=name for one experiment
 #   make clean     remove .venv and what tools left behind
@@ -12,7 +13,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test check bench results clean install install-dev
+.PHONY: demo test check sanitize bench results clean install install-dev
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -25,6 +26,19 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_imports.py
+
+# a copy of the package beside a library of its own: what stands in src/ is loaded by others
+SANITIZED := build/sanitize
+SANITIZERS := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined
+
+sanitize: $(VENV)/.installed-dev
+	rm -rf $(SANITIZED)
+	mkdir -p $(SANITIZED)
+	cp -R src/lofi $(SANITIZED)/lofi
+	LOFI_CXXFLAGS="$(SANITIZERS)" $(BIN)/python -c "import pathlib as p, hatch_build as h; \
+	  h.build(p.Path('.'), p.Path('$(SANITIZED)/lofi/quant/kernels/_native.so'))"
+	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED) $(BIN)/python -m pytest tests/quant/kernels -k native
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m bench $(ONLY)
@@ -50,7 +64,8 @@ $(VENV)/.torch: constraints.txt | $(VENV)/.made
 	$(PIP) torch
 	touch $@
 
-$(VENV)/.installed: pyproject.toml constraints.txt $(VENV)/.torch
+# the kernels are compiled on the way (hatch_build.py); without a compiler lofi is installed all the same
+$(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py $(wildcard native/*) $(VENV)/.torch
 	$(PIP) --editable .
 	touch $@
 

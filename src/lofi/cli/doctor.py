@@ -42,7 +42,7 @@ def examine(device: str) -> dict[str, Any]:
     return {
         "machine": _machine(torch),
         "memory": _memory(torch, chosen),
-        "kernels": _kernels(torch),
+        "kernels": _kernels(torch, chosen),
         "lofi will choose": {
             "device": str(chosen),
             "compute dtype": choice.name,
@@ -80,7 +80,7 @@ def _memory(torch: Any, device: Any) -> dict[str, Any]:
     return found
 
 
-def _kernels(torch: Any) -> dict[str, Any]:
+def _kernels(torch: Any, device: Any) -> dict[str, Any]:
     from lofi.models.dtypes import native_bf16
 
     bf16 = native_bf16()
@@ -89,8 +89,30 @@ def _kernels(torch: Any) -> dict[str, Any]:
         "CPU bf16": "cannot be asked here" if bf16 is None else " + ".join(bf16) or "none (emulated)",
         "oneDNN": torch.backends.mkldnn.is_available(),
         "CUDA": torch.version.cuda or "not in this torch",
-        "lofi's own": "none in this version: plain torch",
+        "lofi's own": _own(device),
     }
+
+
+def _own(device: Any) -> str:
+    """The kernels for quantized models that dispatch chooses, or why there are none and what is lost."""
+    from lofi.quant.kernels.dispatch import kernels_for
+    from lofi.quant.kernels.reference import REFERENCE
+
+    kernels = kernels_for(device)
+    if kernels is not REFERENCE:
+        return kernels.name
+    if os.environ.get("LOFI_KERNELS") == "plain":
+        return f"{REFERENCE.name}, as LOFI_KERNELS asks"
+    return f"{REFERENCE.name}, because {_why_none(device.type)}; quantized models work, but much slower"
+
+
+def _why_none(device_type: str) -> str:
+    from lofi.quant.kernels.native import load_native
+    from lofi.quant.kernels.triton import load_triton
+
+    if device_type == "cpu":
+        return load_native()[1]
+    return load_triton(device_type)[1] if device_type == "cuda" else f"there are none for {device_type}"
 
 
 def _gib(count: int) -> float:
