@@ -298,6 +298,48 @@ def test_a_model_whose_adapter_was_merged_saves_what_is_dense_now_as_dense(saved
     assert load_model(tmp_path / "whole", device="cpu").lofi_quantization is None
 
 
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_stacked_experts_are_packed_and_their_folder_does_not_call_itself_bitsandbytes(saved, tmp_path, kind):
+    from transformers import AutoModelForCausalLM
+
+    folder, dense = saved("mixtral")
+    model = load_model(folder, quantization=kind, device="cpu")
+    experts = model.model.layers[1].mlp.experts
+    assert experts.packed_shapes == {"gate_up_proj": (3, 80, 24), "down_proj": (3, 24, 40)}
+    assert 0 < off(logits(model), logits(dense)) < {"nf4": 0.3, "int8": 0.04}[kind]
+    assert parameter_count(model) == parameter_count(dense)
+    model.save_pretrained(tmp_path / "packed", max_shard_size="30KB")
+    told = json.loads((tmp_path / "packed" / "config.json").read_text())["quantization_config"]
+    assert told["quant_method"] == f"lofi_{kind}" and "load_in_4bit" not in told and "load_in_8bit" not in told
+    again = load_model(tmp_path / "packed", device="cpu")
+    assert again.lofi_quantization == kind and torch.equal(logits(again), logits(model))
+    assert again.model.layers[1].mlp.experts.dense_samples == experts.dense_samples != {}
+    wide = load_model(tmp_path / "packed", quantization=kind, dtype="fp32", device="cpu")
+    assert wide.model.layers[1].mlp.experts.compute_dtype == torch.float32
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "packed")), logits(model))
+
+
+def test_experts_can_be_kept_dense_and_their_folder_is_bitsandbytes_own(saved, tmp_path):
+    folder, dense = saved("mixtral")
+    model = load_model(folder, quantization=lofi.NF4Config(skip_modules=["experts"]), device="cpu")
+    weight = model.model.layers[1].mlp.experts.down_proj
+    assert torch.equal(weight, dense.model.layers[1].mlp.experts.down_proj) and len(frozen(model)) == 8
+    model.save_pretrained(tmp_path / "packed")
+    told = json.loads((tmp_path / "packed" / "config.json").read_text())["quantization_config"]
+    assert told["quant_method"] == "bitsandbytes"
+    assert torch.equal(logits(load_model(tmp_path / "packed", device="cpu")), logits(model))
+
+
+def test_a_damaged_stack_of_experts_is_named(saved, tmp_path):
+    load_model(saved("mixtral")[0], quantization="int8", device="cpu").save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    (scales, *_) = [name for name in tensors if name.endswith("down_proj_SCB")]
+    del tensors[scales]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"layers\.0\..*experts\.down_proj lacks down_proj_SCB, the row scales"):
+        load_model(tmp_path, device="cpu")
+
+
 MEASURE = """
 import gc, sys, threading, time
 import torch

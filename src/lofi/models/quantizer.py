@@ -28,7 +28,6 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 from lofi.adapters.experts import is_experts
 from lofi.errors import LofiWarning, ModelError
 from lofi.models.bitsandbytes_format import (
-    Checkpoint,
     PackedWeight,
     origin_metadata,
     packed_modules,
@@ -123,7 +122,9 @@ class FrozenQuantizer(HfQuantizer):
         paths = self._paths(model, checkpoint.weights)
         dense = {f"{path}.weight": linear for path, linear in _linears(model).items()}
         for name, place in paths.items():
-            self._check_one(model, name, place, checkpoint, dense)
+            self._check_one(model, name, place, checkpoint.weights[name], dense)
+        named = self._paths(model, checkpoint.origins)  # names of the saved model, which transformers renames in files
+        self.origins = {place: checkpoint.origins[name] for name, place in named.items()}
         self._refuse(where)
         for place in (place for place in self.packed if place in dense):
             self._expect_linear(model, place.removesuffix(".weight"), dense[place])
@@ -148,10 +149,10 @@ class FrozenQuantizer(HfQuantizer):
         return paths
 
     def _check_one(
-        self, model: Any, name: str, place: str, checkpoint: Checkpoint, dense: dict[str, nn.Module]
+        self, model: Any, name: str, place: str, weight: PackedWeight, dense: dict[str, nn.Module]
     ) -> None:
         """Note a packed weight for the parameter `place`, or a fault where that cannot hold it."""
-        weight, parameter = checkpoint.weights[name], model.get_parameter_or_buffer(place)
+        parameter = model.get_parameter_or_buffer(place)
         expected = _shape(dense[place]) if place in dense else tuple(parameter.shape)
         if place not in dense and not is_experts(model.get_submodule(place.rpartition(".")[0])):
             self.faults.append(f"{name} is packed, but {place} is of no linear layer")
@@ -159,7 +160,6 @@ class FrozenQuantizer(HfQuantizer):
             self.faults.append(f"{name} is {weight.shape}, expected {expected}")
         else:
             self.packed[place] = weight
-            self.origins |= {place: checkpoint.origins[name]} if name in checkpoint.origins else {}
 
     def _options(self, weight: PackedWeight) -> Any:
         if weight.kind == "int8":

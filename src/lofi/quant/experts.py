@@ -70,7 +70,8 @@ class FrozenExperts:
             return EightBit(held[name].view(-1, shape[-1]), held[f"{name}_SCB"].view(-1))
         nested = None
         if held[f"{name}_absmax"].dtype == torch.uint8:
-            nested = Nested(*(held[f"{name}_nested_{part}"] for part in ("absmax", "offset", "quant_map")))
+            spread, offset = held[f"{name}_nested_absmax"], held[f"{name}_nested_offset"]
+            nested = Nested(spread, offset, held[f"{name}_nested_quant_map"])
         scales, book = held[f"{name}_absmax"], held[f"{name}_quant_map"]
         return FourBit(held[name].view(-1, 1), scales, book, shape, self.block, nested)
 
