@@ -216,3 +216,12 @@ def test_a_recipe_cannot_be_changed():
     recipe = make_recipe(NEEDED)
     with pytest.raises(ValueError, match="frozen"):
         recipe.train.seed = 3
+
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples" / "recipes"
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_example_is_a_recipe(path):
+    recipe = load_recipe(path)
+    assert recipe.method in path.stem or path.stem == "qlora-7b"
