@@ -16,8 +16,7 @@ Every figure on this page is made by `make bench` (one claim: `make bench ONLY=n
 its table. Ratios are of sides measured in turn in one process, after all were warmed up, with the same threads, dtype
 and tokens: the median of the per-round ratios with a 95 % bootstrap interval over the rounds. "Peer" is the same figure
 of the other library, measured in the same run with the settings that are best for it. A goal that was not reached says
-so.
-Weights are random: speed and memory do not depend on what they say. Absolute times hold for that machine only.
+so. Weights are random: speed and memory do not depend on what they say. Absolute times hold for that machine only.
 The page is written by `python -m bench`: do not edit it.
 """
 
@@ -39,7 +38,7 @@ def write_page(claims: Sequence[str], page: Path) -> None:
 def _summary(entries: list[dict[str, Any]]) -> str:
     goals = [row for entry in entries for row in entry["rows"] if row["goal"]]
     failed = [row for row in goals if not row["reached"]]
-    lines = [f"Of {len(goals)} goals measured, {len(goals) - len(failed)} are reached."]
+    lines = [f"Goals reached: {len(goals) - len(failed)} of the {len(goals)} measured."]
     if failed:
         lines += ["", "Not reached:", ""] + [f"- {row['what']}: {row['ours']}, goal {row['goal']}" for row in failed]
     return "\n".join([*lines, ""])

@@ -16,17 +16,9 @@ from results.page import write_page
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = ROOT / "results" / "figures"
 EXPERIMENTS = (
-    "e2e",
-    "diacritics",
-    "encoders",
-    "dialogues",
-    "quotes",
-    "arithmetic",
-    "parity",
-    "speed",
-    "kill",
-    "quantized",
-)
+    "e2e", "diacritics", "encoders", "dialogues", "quotes", "arithmetic", "parity", "speed", "kill", "quantized",
+    "requantized",
+)  # fmt: skip
 
 
 def main() -> None:

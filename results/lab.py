@@ -90,14 +90,28 @@ class Lab:
 
 def machine() -> str:
     """Hardware and versions, in one line."""
+    import psutil
     import torch
     import transformers
 
     return (
-        f"{torch.get_num_threads()} threads of {os.cpu_count()} cores, {platform.machine()}, "
-        f"{torch.backends.cpu.get_cpu_capability()}, "
+        f"{_processor()}, {torch.get_num_threads()} threads of {os.cpu_count()} cores, "
+        f"{torch.backends.cpu.get_cpu_capability()}, {psutil.virtual_memory().total / 2**30:.0f} GiB, {_accelerator()}"
         f"torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}"
     )
+
+
+def _processor() -> str:
+    """Architecture and maker's name of the processor, where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    named = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
+    return f"{platform.machine()} {named[1].strip()}" if named else platform.machine()
+
+
+def _accelerator() -> str:
+    import torch
+
+    return f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
 
 
 def figure(answer: dict[str, Any], metric: str, who: str | None = None) -> dict[str, Any]:
