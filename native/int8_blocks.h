@@ -5,7 +5,7 @@
 #include <cstring>
 
 #include "int8.h"
-#include "int8_convert.h"
+#include "int8_types.h"
 
 namespace lofi {
 namespace {
@@ -99,9 +99,9 @@ void product(const Int8Product& p, int64_t first, int64_t last, int threads, cha
     if (p.sums) copy_sums(p, b);
     else integer_sums<Tile>(p, b);
     gather(p, b);
-    if (p.dtype == kFloat32) finish<Float32>(p, b);
-    else if (p.dtype == kBFloat16) finish<Bfloat16>(p, b);
-    else finish<Float16>(p, b);
+    if (p.dtype == kFloat32) finish<AsFloat32>(p, b);
+    else if (p.dtype == kBFloat16) finish<AsBFloat16>(p, b);
+    else finish<AsFloat16>(p, b);
   }
 }
 

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "int8.h"
-#include "int8_convert.h"
+#include "int8_types.h"
 
 namespace lofi {
 namespace {
@@ -52,7 +52,7 @@ inline int8_t code(float value) {
   value = value > 127.0f ? 127.0f : value;
   value = value < -127.0f ? -127.0f : value;
   value = value == value ? value : 0.0f;
-  return static_cast<int8_t>(as_bits(value + 12582912.0f));
+  return static_cast<int8_t>(bits_of(value + 12582912.0f));
 }
 
 template <class Float>
@@ -89,9 +89,9 @@ void rows_of(const Int8Rows& p, int64_t first, int64_t last) {
 }
 
 inline void rows(const Int8Rows& p, int64_t first, int64_t last) {
-  if (p.dtype == kFloat32) rows_of<Float32>(p, first, last);
-  else if (p.dtype == kBFloat16) rows_of<Bfloat16>(p, first, last);
-  else rows_of<Float16>(p, first, last);
+  if (p.dtype == kFloat32) rows_of<AsFloat32>(p, first, last);
+  else if (p.dtype == kBFloat16) rows_of<AsBFloat16>(p, first, last);
+  else rows_of<AsFloat16>(p, first, last);
 }
 
 template <class Float>
@@ -106,9 +106,9 @@ void dense_of(const Int8Dense& p, int64_t first, int64_t last) {
 }
 
 inline void dense(const Int8Dense& p, int64_t first, int64_t last) {
-  if (p.dtype == kFloat32) dense_of<Float32>(p, first, last);
-  else if (p.dtype == kBFloat16) dense_of<Bfloat16>(p, first, last);
-  else dense_of<Float16>(p, first, last);
+  if (p.dtype == kFloat32) dense_of<AsFloat32>(p, first, last);
+  else if (p.dtype == kBFloat16) dense_of<AsBFloat16>(p, first, last);
+  else dense_of<AsFloat16>(p, first, last);
 }
 
 }  // namespace
