@@ -22,12 +22,13 @@ from torch import Tensor, nn
 from lofi.errors import ModelError, ProofError, RequestError
 from lofi.evaluate.intervals import Interval, bootstrap, ratio
 from lofi.files.atomic import atomic_folder, refuse_foreign, write_json
-from lofi.files.quantized import Packed, packed_of, refuse_packed
-from lofi.merge.disk import _base_folder, _copy_rest
+from lofi.files.quantized import Packed, PackedWeight, packed_of, packed_weights, refuse_packed
 from lofi.merge.probes import Probes, data_probes, random_probes
 from lofi.merge.quantize_report import FILE, Cost, QuantizeReport
 from lofi.merge.shards import weight_files
+from lofi.merge.source import base_folder
 from lofi.merge.verdict import Measured, measure
+from lofi.merge.writing import copy_rest
 from lofi.models.load import _quiet
 
 
@@ -49,7 +50,7 @@ def quantize_folder(
             is then unchanged
     """
     _check(base_path, output)
-    folder = _base_folder(base_path)
+    folder = base_folder(base_path)
     dense = _open(folder)
     probes = random_probes(dense) if data is None else data_probes(data, folder, task=None, record={}, columns=columns)
     said = measure(dense, probes)
@@ -57,7 +58,7 @@ def quantize_folder(
     model = _quantized(folder, quantization)
     with atomic_folder(output) as aside:
         _save(model, aside)
-        _copy_rest(folder, aside, keep=("config.json",))
+        copy_rest(folder, aside, keep=("config.json",))
         seconds = time.perf_counter() - began
         errors = weight_errors(dense, model)
         del dense
@@ -123,14 +124,13 @@ def _save(model: Any, aside: Path) -> None:
 
 @torch.no_grad()
 def weight_errors(dense: nn.Module, packed: nn.Module) -> dict[str, float]:
-    """Path of each packed linear -> |W - Q(W)| / |W| (Frobenius, float32), largest first."""
+    """Name of each packed weight -> |W - Q(W)| / |W| (Frobenius, float32), largest first."""
     found = {}
-    for path, module in packed.named_modules():
-        if hasattr(module, "packed_shapes"):
-            stored = dense.get_parameter(f"{path}.weight").float()
-            weight = stored.t() if _turned(dense, path) else stored  # (O, I)
-            size = float(weight.norm())
-            found[path] = float((module.dense_weight(torch.float32) - weight).norm()) / size if size else 0.0
+    for one in packed_weights(packed):
+        stored = dense.get_parameter(one.full_name).float()
+        weight = stored.t() if _turned(dense, one.path) else stored  # (O, I) or (E, O, I)
+        size = float(weight.norm())
+        found[one.full_name] = float((one.dense(torch.float32) - weight).norm()) / size if size else 0.0
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
@@ -147,19 +147,18 @@ def _prove_same(model: nn.Module, written: nn.Module, output: str | Path) -> Non
     ours, theirs = model.state_dict(), written.state_dict()
     wrong = [name for name in ours if name not in theirs or not _same_bits(ours[name], theirs[name])]
     if not wrong and len(ours) == len(theirs):
-        others = dict(written.named_modules())
-        wrong = [
-            path
-            for path, module in model.named_modules()
-            if hasattr(module, "packed_shapes")
-            and not torch.equal(module.dense_weight(torch.float32), others[path].dense_weight(torch.float32))  # type: ignore[operator]
-        ]
+        pairs = zip(packed_weights(model), packed_weights(written), strict=True)
+        wrong = [one.full_name for one, back in pairs if not _same_values(one, back)]
     if wrong or len(ours) != len(theirs):
         named = wrong[0] if wrong else next(iter(theirs.keys() - ours.keys()))
         raise ProofError(
             f"{output}: {named} does not read back as it was written; check the disk and quantize again "
             "(what was there before is unchanged)"
         )
+
+
+def _same_values(one: PackedWeight, other: PackedWeight) -> bool:
+    return one.full_name == other.full_name and torch.equal(one.dense(torch.float32), other.dense(torch.float32))
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:

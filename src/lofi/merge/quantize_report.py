@@ -42,7 +42,7 @@ class QuantizeReport:
     seconds: float
     """Reading, quantizing and writing; not the proofs."""
     errors: dict[str, float]
-    """Module -> relative error of its weight, |W - Q(W)| / |W| in the Frobenius norm, largest first."""
+    """Packed weight -> relative error of its weight, |W - Q(W)| / |W| in the Frobenius norm, largest first."""
     cost: Cost
 
     def lines(self) -> list[str]:
@@ -54,7 +54,7 @@ class QuantizeReport:
             f"{_size(self.bytes_after)} ({self.bytes_after / self.bytes_before:.0%})",
             *self.packed.lines(),
             f"weights: mean relative error {mean:.4f}; worst: "
-            + ", ".join(f"{path} {error:.4f}" for path, error in worst),
+            + ", ".join(f"{name.removesuffix('.weight')} {error:.4f}" for name, error in worst),
             f"logits: mean error {cost.mean_logit_error:.3g}, max {cost.max_logit_error:.3g} "
             f"(their mean size is {cost.logit_size:.3g})",
             f"next token: {cost.top1_agreement:.1%} the same, KL {cost.kl:.3g} nats "
