@@ -12,7 +12,7 @@
 namespace lofi {
 namespace {
 
-// AVX-512 without VNNI has no byte products of its own worth a path: AVX2's are as wide as its integer sums need.
+// AVX-512 without VNNI (Skylake servers) takes AVX2's path.
 const Int8Path* path(int isa) {
   if (!runs(isa)) return nullptr;
 #if defined(__x86_64__)
@@ -56,14 +56,16 @@ void share(int64_t count, int threads, const Body& body) {
   run_team(threads, &Work::part, &work);
 }
 
-int team(int64_t count, int threads) { return static_cast<int>(std::clamp<int64_t>(threads, 1, std::max<int64_t>(count, 1))); }
+int team(int64_t count, int threads) {
+  return static_cast<int>(std::clamp<int64_t>(threads, 1, std::max<int64_t>(count, 1)));
+}
 
 constexpr int64_t kSmall = 1 << 15;  // elements under which a second thread costs more than it does
 
 }  // namespace
 }  // namespace lofi
 
-// Codes and scales of activations (M, I), rows `stride` apart; the columns with outliers into `columns` (I,), ascending,
+// Codes and scales of activations (M, I), rows `stride` apart; the columns with outliers into `columns` (I,), in order,
 // and how many into `count`. `columns` null: no outliers are set apart.
 LOFI_EXPORT int lofi_int8_rows(const void* x, int dtype, int64_t m, int64_t i, int64_t stride, float threshold,
                                int8_t* codes, float* scale, int64_t* columns, int64_t* count, int isa, int threads) {
@@ -90,8 +92,8 @@ LOFI_EXPORT int lofi_int8_rows(const void* x, int dtype, int64_t m, int64_t i, i
 
 // y (M, O) from codes; `sums` (M, O) is the integer product where another library has made it, else null.
 LOFI_EXPORT int lofi_int8_product(const int8_t* x, const float* x_scale, const int8_t* w, const float* w_scale,
-                                  const int64_t* columns, const float* outliers, const int32_t* sums,
-                                  void* y, int dtype, int64_t m, int64_t o, int64_t i, int64_t u, int isa, int threads) {
+                                  const int64_t* columns, const float* outliers, const int32_t* sums, void* y,
+                                  int dtype, int64_t m, int64_t o, int64_t i, int64_t u, int isa, int threads) {
   using namespace lofi;
   const Int8Path* chosen = path(isa);
   if (!chosen) return kNoSuchPath;
@@ -110,8 +112,8 @@ LOFI_EXPORT int lofi_int8_product(const int8_t* x, const float* x_scale, const i
 }
 
 // out (O, I) = codes * (scale / 127).
-LOFI_EXPORT int lofi_int8_dense(const int8_t* codes, const float* scale, void* out, int dtype, int64_t o, int64_t i, int isa,
-                                int threads) {
+LOFI_EXPORT int lofi_int8_dense(const int8_t* codes, const float* scale, void* out, int dtype, int64_t o, int64_t i,
+                                int isa, int threads) {
   using namespace lofi;
   const Int8Path* chosen = path(isa);
   if (!chosen) return kNoSuchPath;

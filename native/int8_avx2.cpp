@@ -1,5 +1,5 @@
-// Int8 for CPUs with AVX2. |w| as unsigned times x with w's sign as signed: two products of codes up to 127 and 128 stay
-// below 2^15, so the pairwise sums of vpmaddubsw, which saturate, are exact.
+// Int8 for CPUs with AVX2. |w| as unsigned times x with w's sign as signed: two products of codes up to 127 and 128
+// stay below 2^15, so the pairwise sums of vpmaddubsw, which saturate, are exact.
 #include <immintrin.h>
 
 #include "int8_blocks.h"
@@ -10,7 +10,8 @@ namespace {
 
 // The sums of eight registers of int32, in order.
 inline __m256i add_across(const __m256i* s) {
-  const __m256i a = _mm256_hadd_epi32(_mm256_hadd_epi32(s[0], s[1]), _mm256_hadd_epi32(s[2], s[3]));  // 0, 1, 2, 3 by half
+  // in each half: sums of 0, 1, 2, 3 and of 4, 5, 6, 7
+  const __m256i a = _mm256_hadd_epi32(_mm256_hadd_epi32(s[0], s[1]), _mm256_hadd_epi32(s[2], s[3]));
   const __m256i b = _mm256_hadd_epi32(_mm256_hadd_epi32(s[4], s[5]), _mm256_hadd_epi32(s[6], s[7]));
   return _mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31));
 }

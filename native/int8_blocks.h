@@ -54,7 +54,8 @@ inline void gather(const Int8Product& p, const Block& b) {
   }
 }
 
-// kChunk columns of one row. Only the row's own outliers are added, in the order of columns: a row alone gives the same bits.
+// kChunk columns of one row. Only the row's own outliers are added, in the order of columns: a row alone gives the same
+// bits. Rejected: the outliers of all rows as one dense product (its sums depend on the other rows' outliers).
 inline void finish_chunk(const Int8Product& p, const Block& b, int64_t r, int64_t chunk, float* into) {
   const float scale = p.x_scale[b.row + r] * (1.0f / 127.0f);
   const int32_t* sums = b.sums + r * b.stride + chunk;

@@ -1,9 +1,9 @@
 """LLM.int8() in C++: binds the functions of native/int8*.cpp.
 
 Knows what each argument is and which road a product takes; what the numbers mean stands in quant/int8.py, loading and
-paths in library.py. For few rows the library's own product is the fastest everywhere, with VNNI or AVX2 for many rows
-too (as fast as oneDNN's on the same instructions, which packs the weight at each call). For many rows with AMX, or with
-neither, torch makes the integer sums, and the library finishes them in one pass instead of torch's five.
+paths in library.py. With VNNI or AVX2 the library makes the whole product (with VNNI, oneDNN's is slower up to 256 rows
+and a tenth faster at 1024: not worth a second road). For many rows with AMX, or with none of these, torch makes the
+integer sums and the library finishes them in one pass instead of torch's five.
 Types that the library does not know (float64) go to the reference.
 """
 
