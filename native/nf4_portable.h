@@ -31,28 +31,37 @@ static void dequantize_range(const FourBit& w, int64_t first, int64_t last, T* o
 template <class T>
 static inline uint32_t largest_bits(const T* x, int64_t count) {
   uint32_t largest = 0;  // magnitudes order like their bits, and NaN lies above all: it comes through
-  for (int64_t i = 0; i < count; ++i) largest = std::max(largest, bits_of(to_float(x[i])) & 0x7fffffffu);
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t bits = bits_of(to_float(x[i])) & 0x7fffffffu;
+    largest = largest < bits ? bits : largest;
+  }
   return largest;
 }
 
-static inline uint8_t nearest(float value, const CodeBook& book) {
-  int below = 0;
-  for (float middle : book.middles) below += !(middle >= value);  // NaN: all of them, as the reference has it
-  return book.codes[below];
-}
+constexpr float kSmallest = 1e-38f;   // what a block of zeros is divided by
+constexpr int64_t kSearched = 64;     // values whose codes are looked for together, in loops that compilers vectorize
 
-constexpr float kSmallest = 1e-38f;  // what a block of zeros is divided by
+// Codes of up to kSearched values, an even number of them.
+static inline void nearest(const float* values, int64_t count, const CodeBook& book, uint8_t* codes) {
+  int32_t below[kSearched] = {};
+  for (float middle : book.middles)  // NaN is not at or below any: it comes last, as the reference has it
+    for (int64_t j = 0; j < kSearched; ++j) below[j] += !(middle >= values[j]);
+  for (int64_t j = 0; j < count; j += 2)
+    codes[j / 2] = static_cast<uint8_t>(book.codes[below[j]] << 4 | book.codes[below[j + 1]]);
+}
 
 template <class T>
 static void quantize_block(const T* x, int64_t count, bool whole, const CodeBook& book, uint8_t* codes, float* absmax) {
   const float largest = float_of(largest_bits(x, count)), divisor = largest < kSmallest ? kSmallest : largest;
   const float factor = 1.0f / divisor;
-  const auto code = [&](int64_t i) {
-    if (i >= count) return nearest(0.0f, book);  // an odd count is padded with a zero
-    const float value = to_float(x[i]);
-    return nearest(whole ? value * factor : value / divisor, book);
-  };
-  for (int64_t i = 0; i < count; i += 2) codes[i / 2] = static_cast<uint8_t>(code(i) << 4 | code(i + 1));
+  float values[kSearched];
+  for (int64_t i = 0; i < count; i += kSearched) {
+    const int64_t some = std::min(kSearched, count - i);
+    if (some < kSearched) std::memset(values, 0, sizeof values);  // an odd count is padded with a zero
+    for (int64_t j = 0; j < some; ++j) values[j] = to_float(x[i + j]);
+    for (int64_t j = 0; j < some; ++j) values[j] = whole ? values[j] * factor : values[j] / divisor;
+    nearest(values, some, book, codes + i / 2);
+  }
   *absmax = whole ? largest : divisor;
 }
 
