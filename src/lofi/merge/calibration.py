@@ -50,21 +50,21 @@ def from_examples(model: Any, examples: Sequence[Any], source: str) -> Calibrati
 
 @torch.no_grad()
 def written(model: Any, prompts: Sequence[Sequence[int]]) -> Calibration:
-    """Calibrate on texts that the model writes, from `prompts` and from single random tokens in turn.
+    """Calibrate on texts that the model writes, half of them after `prompts`, half after single random tokens.
 
-    Seeded; encoders, which do not write, get random tokens.
+    Seeded; models that do not write get random tokens.
     """
     from lofi.models.probe import random_ids, undisturbed
 
-    random = random_ids(model, rows=_WRITTEN, length=_WRITTEN_TOKENS if not _writes(model) else 1, seed=0)
     if not _writes(model):
+        random = random_ids(model, rows=_WRITTEN, length=_WRITTEN_TOKENS, seed=0)
         return Calibration([_row(model, ids.tolist(), ids.tolist()) for ids in random], "random ids")
-    starts = [
-        list(prompts[i // 2 % len(prompts)]) if prompts and i % 2 else random[i].tolist() for i in range(_WRITTEN)
-    ]
+    each = _WRITTEN // 2 // len(prompts) if prompts else 0
+    given = [torch.tensor([list(prompt)] * each, device=model.device) for prompt in prompts if each]
+    starts = [*given, random_ids(model, rows=_WRITTEN - each * len(given), length=1, seed=0)]
     with undisturbed(model):
         torch.manual_seed(0)
-        texts = [_continued(model, start) for start in starts]
+        texts = [text for start in starts for text in _continued(model, start)]
     return Calibration([_row(model, text, text) for text in texts], "text that the model wrote itself")
 
 
@@ -73,14 +73,20 @@ def _writes(model: Any) -> bool:
     return bool(can and can()) and not getattr(model.config, "is_encoder_decoder", False)
 
 
-def _continued(model: Any, start: list[int]) -> list[int]:
+def _continued(model: Any, starts: Tensor) -> list[list[int]]:
+    """Each row (N, T) with what the model draws after it, up to its first end of text."""
     from transformers import GenerationConfig
 
-    room = getattr(model.config.get_text_config(), "max_position_embeddings", None) or _WRITTEN_TOKENS + len(start)
-    new = max(min(_WRITTEN_TOKENS, room - len(start)), 1)
-    config = GenerationConfig(max_new_tokens=new, do_sample=True, top_k=0, pad_token_id=0, use_cache=True)
-    ids = torch.tensor([start], device=model.device)
-    return model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)[0].tolist()
+    length = starts.shape[1]
+    room = getattr(model.config.get_text_config(), "max_position_embeddings", None) or length + _WRITTEN_TOKENS
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
+    told: dict[str, Any] = {"eos_token_id": ends} if ends else {}
+    new = max(min(_WRITTEN_TOKENS, room - length), 1)
+    config = GenerationConfig(max_new_tokens=new, do_sample=True, top_k=0, pad_token_id=0, **told)
+    config.use_cache = True  # the model's config says False after training
+    rows = model.generate(starts, attention_mask=torch.ones_like(starts), generation_config=config).tolist()
+    return [row[: next((i + 1 for i in range(length, len(row)) if row[i] in ends), len(row))] for row in rows]
 
 
 def _row(model: Any, ids: Sequence[int], labels: Sequence[int]) -> dict[str, Tensor]:

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lofi.adapters.experts import is_experts
 from lofi.adapters.linear import product_of
 from lofi.adapters.merge import merge_in_memory
 from lofi.adapters.registry import adapter_of, registry_of
 from lofi.errors import ModelError
 from lofi.merge.calibration import Calibration, grams, stages
+from lofi.merge.packed_experts import pack_experts
 from lofi.merge.shards import Change, changes
 from lofi.quant.config import COMPUTE_DTYPES
 from lofi.quant.linear import FrozenLinear, Int8Linear, NF4Linear
@@ -47,9 +47,9 @@ def pack_merged(model: Any, name: str, into: str, rounding: str, calibration: Ca
     Memory  beside the model, one stage's H and one layer's weight in float32 three times
     Raises  ModelError for a model without a linear to quantize
     """
-    wanted = changes(model, name)
-    config = _config(model, into)
-    paths = _to_pack(model, config, wanted)
+    wanted, config = changes(model, name), _config(model, into)
+    twin = _packed_twin(model, config)
+    paths = _to_pack(model, twin, config, wanted)
     steps = stages(model, paths, calibration) if calibration is not None and paths else []
     for stage in steps:
         seen = grams(model, stage, calibration) if calibration is not None else {}
@@ -57,20 +57,23 @@ def pack_merged(model: Any, name: str, into: str, rounding: str, calibration: Ca
     staged = {path for stage in steps for group in stage for path in group}
     unseen = [path for path in paths if path not in staged]
     _pack_all(model, name, unseen, config, rounding, {})
+    told = [f"{len(unseen)} linears saw no calibration row and were rounded without it"] if steps and unseen else []
+    experts = pack_experts(model, name, twin, wanted, config)
+    told += [f"the experts of {experts} layers were rounded to nearest"] if experts and rounding != "nearest" else []
     merge_in_memory(model, name, inplace=True)
     _mark(model, config)
-    told = [f"{len(unseen)} linears saw no calibration row and were rounded without it"] if steps and unseen else []
-    return Packed(model, len(wanted), [*told, *_left_dense(model, wanted)])
+    return Packed(model, len(wanted), [*told, *_left_dense(wanted)])
 
 
 def unpack(model: Any) -> Any:
     """Every packed linear as a dense one, in place, and nothing left that says quantized."""
     twin = _twin(model)
     for path, module in list(model.named_modules()):
-        if isinstance(module, FrozenLinear):
-            module = module.to_dense()
-        if isinstance(module, nn.Linear):
-            model.set_submodule(path, _as_in(twin, path, module))
+        dense = module.to_dense() if hasattr(module, "packed_shapes") else module
+        if isinstance(dense, nn.Linear):
+            dense = _as_in(twin, path, dense)
+        if dense is not module:
+            model.set_submodule(path, dense)
     for name in ("hf_quantizer", "is_quantized", "quantization_method"):
         vars(model).pop(name, None)
     vars(model.config).pop("quantization_config", None)
@@ -100,10 +103,10 @@ def _config(model: Any, into: str) -> Any:
     return replace(config, compute_dtype=dtype) if dtype in COMPUTE_DTYPES else config
 
 
-def _to_pack(model: Any, config: Any, wanted: dict[str, Change]) -> list[str]:
+def _to_pack(model: Any, twin: Any, config: Any, wanted: dict[str, Change]) -> list[str]:
     """Paths of the linears whose weights are to be rounded; those that an adapter trained in full stay dense."""
     frozen = [path for path, module in model.named_modules() if isinstance(module, FrozenLinear)]
-    paths = frozen or _packable(model, config)
+    paths = frozen or [path for path, module in twin.named_modules() if isinstance(module, FrozenLinear)]
     trained = {key for key, change in wanted.items() if change.part.kind == "copy"}
     return [p for p in paths if f"{p}.weight" not in trained and not _stays(model, p, config, wanted)]
 
@@ -116,17 +119,19 @@ def _stays(model: Any, path: str, config: Any, wanted: dict[str, Change]) -> boo
 
 def _twin(model: Any) -> Any:
     """An empty model of the same class and config, without adapters or packed weights."""
+    config = copy.deepcopy(model.config)
+    vars(config).pop("quantization_config", None)
     with torch.device("meta"):
-        return type(model)(copy.deepcopy(model.config))
+        return type(model)(config)
 
 
-def _packable(model: Any, config: Any) -> list[str]:
-    """The linears that loading with `config` would pack."""
+def _packed_twin(model: Any, config: Any) -> Any:
+    """An empty model as loading with `config` would pack it."""
     from lofi.models.quantizer import FrozenQuantizer
 
     twin = _twin(model)
     FrozenQuantizer(config, pre_quantized=False).preprocess_model(twin)
-    return [path for path, module in twin.named_modules() if isinstance(module, FrozenLinear)]
+    return twin
 
 
 def _pack_all(model: Any, name: str, paths: list[str], config: Any, rounding: str, seen: dict[str, Tensor]) -> None:
@@ -209,20 +214,19 @@ def _mark(model: Any, config: Any) -> None:
     """Say to transformers that the model is quantized, as loading it so would have."""
     from lofi.models.quantizer import FrozenQuantizer
 
-    if not any(isinstance(module, FrozenLinear) for module in model.modules()):
+    if not any(hasattr(module, "packed_shapes") for module in model.modules()):
         raise ModelError(f"no linear layer of {type(model).__name__} is left to hold as {config.kind}; merge it dense")
     model.hf_quantizer = FrozenQuantizer(config, pre_quantized=False)
+    model.hf_quantizer.rules = list(getattr(model, "_weight_conversions", None) or [])
     model.is_quantized, model.quantization_method = True, config.quant_method
     model.config.quantization_config = config
     model.lofi_quantization = config.kind
 
 
-def _left_dense(model: nn.Module, wanted: dict[str, Change]) -> list[str]:
-    """What stays dense although it is large, or because the adapter trained it in full."""
-    experts = sum(is_experts(module) and not hasattr(module, "packed_shapes") for module in model.modules())
-    notes = [f"the experts of {experts} layers stay dense"] if experts else []
+def _left_dense(wanted: dict[str, Change]) -> list[str]:
+    """What stays dense because the adapter trained it in full."""
     trained = [key for key, change in wanted.items() if change.part.kind == "copy" and key.endswith(".weight")]
-    return notes + ([f"{len(trained)} weights that the adapter trained in full stay dense"] if trained else [])
+    return [f"{len(trained)} weights that the adapter trained in full stay dense"] if trained else []
 
 
 def _as_in(twin: nn.Module, path: str, linear: nn.Linear) -> nn.Module:
