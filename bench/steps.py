@@ -52,18 +52,28 @@ def ours(folder: Path, kind: str | None, shape: tuple[int, int], *, checkpointin
     """lofi: `kind` None (bf16), "nf4" or "int8"; a folder that is quantized already takes None."""
     import lofi
     from lofi.models import checkpointing as recompute
-    from lofi.models.attention import choose_attention, set_attention
 
     model = lofi.load_model(folder, quantization=kind)
     lofi.add_adapter(model, lofi.LoraConfig(r=RANK, lora_alpha=2 * RANK))
-    free, tokens = 8 * 2**30, shape[0] * shape[1]
-    attention = choose_attention(
-        model, compute=torch.bfloat16, row_tokens=shape[1], forward_tokens=tokens, free_bytes=free
-    )
-    set_attention(model, attention.name)
+    _attend(model, shape[1])
     if checkpointing:
         recompute.enable(model)
     return Step(lofi.LofiTrainer(model=model, args=_arguments(bf16=False)), shape)
+
+
+def _attend(model: Any, longest: int) -> None:
+    """The attention that `lofi train` chooses for rows of this length."""
+    from lofi.models.attention import choose_attention, set_attention
+    from lofi.train.settings import CPU_FORWARD_TOKENS, free_bytes
+
+    chosen = choose_attention(
+        model,
+        compute=torch.bfloat16,
+        row_tokens=longest,
+        forward_tokens=CPU_FORWARD_TOKENS,
+        free_bytes=free_bytes(str(model.device)),
+    )
+    set_attention(model, chosen.name)
 
 
 def theirs(folder: Path, kind: str, shape: tuple[int, int], *, checkpointing: bool = False) -> Step:
