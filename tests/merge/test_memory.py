@@ -112,6 +112,28 @@ def test_any_module_can_be_merged_without_a_report(tmp_path):
     assert save_adapter(model, tmp_path / "a").is_dir()
 
 
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "c_attn"]])
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_quantized_model_becomes_dense_where_it_was_adapted_and_can_be_saved(family, kind, targets, tmp_path):
+    family_model(family).save_pretrained(tmp_path / "base")
+    model = lofi.load_model(tmp_path / "base", quantization=kind, dtype="fp32")
+    config = {"target_modules": targets if targets == "all-linear" else [targets[family == "gpt2"]]}
+    lofi.add_adapter(model, lofi.LoraConfig(r=3, lora_alpha=7, **config))
+    stir(model)
+    said = logits(model)
+    merged = merge_and_unload(model)
+    assert torch.equal(logits(model), said) and model.lofi_quantization == kind
+    packed = [path for path, m in merged.named_modules() if hasattr(m, "packed_shapes")]
+    assert bool(packed) == (targets != "all-linear") and merged.lofi_quantization == (kind if packed else None)
+    report = merged.lofi_merge_report
+    limit = 1e-4 if kind == "nf4" else 0.05 * said.abs().max()  # int8 rounds the activations, too, of what it holds
+    assert report.max_logit_error < limit and report.adapter_effect > 0.1
+    merged.save_pretrained(tmp_path / "out")
+    back = lofi.load_model(tmp_path / "out", dtype="fp32")
+    assert (logits(back) - said).abs().max() < limit and back.lofi_quantization == merged.lofi_quantization
+
+
 def test_an_unknown_name_is_refused():
     with pytest.raises(TargetError, match="no adapter 'b'"):
         merge_and_unload(adapted("llama"), "b")

@@ -12,6 +12,7 @@ from torch import nn
 from lofi.adapters.merge import merge_in_memory
 from lofi.adapters.registry import adapter_of
 from lofi.adapters.switch import adapters_off, using
+from lofi.merge.packed import settle
 from lofi.merge.probes import random_probes
 from lofi.merge.verdict import Verdict, judge, measure
 
@@ -19,7 +20,8 @@ from lofi.merge.verdict import Verdict, judge, measure
 def merge_and_unload(model: nn.Module, name: str = "default", inplace: bool = False) -> Any:
     """A plain model with one adapter merged in: W0 + s B A summed in float32, rounded once to the base's dtype.
 
-    New tensors for the targets, the rest shared, the given model as it was; `inplace=True` consumes it. The result's
+    New tensors for the targets, the rest shared, the given model as it was; `inplace=True` consumes it. Targets in nf4
+    or int8 become dense, the sum being of what their codes stand for; other linears keep their codes. The result's
     `.lofi_merge_report` is a Verdict (logit error, KL, top-1 agreement on seeded random ids; the share of the gain
     needs data: see `merge_folder`), None for modules that do not take token ids.
     Raises  TargetError for an unknown adapter; ProofError if the merged model's logits are not finite
@@ -32,6 +34,8 @@ def merge_and_unload(model: nn.Module, name: str = "default", inplace: bool = Fa
         with using(model, name):
             adapted = measure(model, probes)
     merged: Any = merge_in_memory(model, name, inplace=inplace)
+    if hasattr(merged, "hf_quantizer"):
+        merged = settle(merged)
     report: Verdict | None = None
     if probes is not None:
         report = judge(base, adapted, measure(merged, probes), probes)

@@ -66,18 +66,27 @@ def pack_merged(model: Any, name: str, into: str, rounding: str, calibration: Ca
 
 
 def unpack(model: Any) -> Any:
-    """Every packed linear as a dense one, in place, and nothing left that says quantized."""
+    """Every packed weight of the model as a dense one, in place, and nothing left that says quantized."""
+    for path, module in list(model.named_modules()):
+        if hasattr(module, "packed_shapes"):
+            model.set_submodule(path, module.to_dense())
+    return settle(model)
+
+
+def settle(model: Any) -> Any:
+    """A model of which some or all packed linears became dense, as its architecture has them, and saying so.
+
+    GPT-2's Conv1D hold their weights (I, O) again. Marks of quantization go where nothing is packed any more.
+    """
     twin = _twin(model)
     for path, module in list(model.named_modules()):
-        dense = module.to_dense() if hasattr(module, "packed_shapes") else module
-        if isinstance(dense, nn.Linear):
-            dense = _as_in(twin, path, dense)
-        if dense is not module:
-            model.set_submodule(path, dense)
-    for name in ("hf_quantizer", "is_quantized", "quantization_method"):
-        vars(model).pop(name, None)
-    vars(model.config).pop("quantization_config", None)
-    model.lofi_quantization = None
+        if type(module) is nn.Linear and (own := _as_in(twin, path, module)) is not module:
+            model.set_submodule(path, own)
+    if not any(hasattr(module, "packed_shapes") for module in model.modules()):
+        for name in ("hf_quantizer", "is_quantized", "quantization_method"):
+            vars(model).pop(name, None)
+        vars(model.config).pop("quantization_config", None)
+        model.lofi_quantization = None
     return model
 
 

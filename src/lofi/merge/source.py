@@ -6,11 +6,12 @@ that is opened again costs what the merge changes, not its size.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lofi.errors import ModelError, RequestError
+from lofi.errors import LofiWarning, ModelError, RequestError
 from lofi.files.adapter_folder import AdapterFolder, load_adapter
 from lofi.merge.probes import Probes
 from lofi.merge.verdict import Measured, measure
@@ -62,7 +63,10 @@ class Source:
         from lofi.models.load import load_model
 
         model = load_model(self.folder, self.quantization(onto), device="cpu", **_task_options(self.read))
-        load_adapter(model, self.read.path, NAME)
+        with warnings.catch_warnings():
+            if self.has_both:  # the report says which weights the figures are of
+                warnings.filterwarnings("ignore", ".* was trained on an? .*base", LofiWarning)
+            load_adapter(model, self.read.path, NAME)
         return model
 
     def measure(self, probes: Probes) -> tuple[Measured, Measured]:
