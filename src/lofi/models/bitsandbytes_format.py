@@ -108,7 +108,7 @@ def _packed_weight(name: str, entries: Mapping[str, Entry]) -> PackedWeight:
     weight = entries.get(name)
     if weight is None:
         raise _Fault("has scales but no codes")
-    if weight.dtype == "I8" and not any(key.startswith(name + ".") for key in entries):
+    if weight.dtype == "I8" and f"{name}.absmax" not in entries:
         return _int8(name, weight, entries)
     return _four_bit(name, weight, entries)
 
@@ -153,7 +153,9 @@ def _four_bit(name: str, weight: Entry, entries: Mapping[str, Entry]) -> PackedW
 
 def _state(name: str, entries: Mapping[str, Entry]) -> tuple[str, dict[str, Any]]:
     """The kind of a 4-bit weight and its JSON state."""
-    found = [key for key in entries if key.startswith(name + STATE)]
+    found = [f"{name}{STATE}{kind}" for kind in KINDS if f"{name}{STATE}{kind}" in entries]
+    if not found:  # of another type, or missing
+        found = [key for key in entries if key.startswith(name + STATE)]
     if len(found) != 1:
         raise _Fault(f"has {len(found)} quantization states, expected one")
     kind = found[0].removeprefix(name + STATE)

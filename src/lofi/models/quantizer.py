@@ -52,7 +52,7 @@ class FrozenQuantizer(HfQuantizer):
         super().__init__(quantization_config, **kwargs)
         self.transposed: set[str] = set()
         self.filled: set[str] = set()
-        self.rules: list[Any] = []
+        self.rules: list[Any] | None = None
         self.packed: dict[str, PackedWeight] = {}
         self.origins: dict[str, str] = {}
         self.faults: list[str] = []
@@ -258,12 +258,12 @@ class FrozenQuantizer(HfQuantizer):
         config calls the format lofi's: bitsandbytes would find experts that it cannot read.
         """
         packed = packed_modules(model)
+        stacks = [f"{p}.{name}" for p, m in packed.items() if isinstance(m, FrozenExperts) for name in m.packed_shapes]
+        if self.rules is not None:
+            model._weight_conversions = [rule for rule in self.rules if not _takes_apart(rule, stacks)]
         if not packed:  # everything was merged and unpacked
             vars(model.config).pop("quantization_config", None)
-            model._weight_conversions = self.rules
             return None, {}
-        stacks = [f"{p}.{name}" for p, m in packed.items() if isinstance(m, FrozenExperts) for name in m.packed_shapes]
-        model._weight_conversions = [rule for rule in self.rules if not _takes_apart(rule, stacks)]
         config = replace(self.quantization_config, skip_modules=_dense_names(model))
         model.config.quantization_config = config.own_dict() if stacks else config
         return packed_state(model), origin_metadata(model)
