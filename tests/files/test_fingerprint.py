@@ -12,6 +12,7 @@ import lofi
 from files.families import adapted, family_model, stir
 from lofi.adapters.registry import base_state
 from lofi.files.fingerprint import base_fingerprint, compare
+from lofi.files.quantized import packed_weights
 from quantized_models import quantized
 
 
@@ -142,6 +143,14 @@ def test_a_quantized_base_is_its_dense_origin(kind):
     other = stored(quantized(family_model("llama", seed=1), kind))
     assert "same shapes, other weights" in compare(dense, other)[0]
     assert "same shapes, other weights" in compare(other, dense)[0]
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_packed_experts_are_their_dense_origin(kind, tmp_path):
+    family_model("mixtral").save_pretrained(tmp_path / "mixtral")
+    packed = lofi.load_model(tmp_path / "mixtral", quantization=kind, device="cpu")
+    assert any("experts.down_proj" in weight.full_name for weight in packed_weights(packed))
+    assert stored(packed)["digest"] == stored(lofi.load_model(tmp_path / "mixtral", device="cpu"))["digest"]
 
 
 def test_a_quantized_base_that_nobody_sampled_is_compared_by_its_shapes_alone():

@@ -360,6 +360,7 @@ def test_a_run_over_a_quantized_base_learns_and_says_on_what(method, kind, small
     result = train(asked, progress=False)
     assert result.metrics["eval_loss"] < result.metrics["eval_loss_before"]
     assert f"quantization: {kind} (method {method})" in result.lines
+    assert any(line.startswith(kind) and "14 weights with" in line for line in result.lines)
     assert any(line.startswith("trainable params") and "all params: 20" in line for line in result.lines)  # logical
     model = lofi.load_model(small, quantization=kind, dtype="fp32")
     record = lofi.load_adapter(model, result.adapter).record

@@ -108,8 +108,11 @@ def _base_reasons(start: Start, base: dict[str, Any], job: Job) -> list[str]:
 def opening_lines(job: Job) -> list[str]:
     """What is said before the first step: the rows, what the adapter matched, every choice with its reason."""
     from lofi.adapters.registry import trainable_line
+    from lofi.files.quantized import packed_of
 
     lines = [*job.prepared.report.lines()]
+    packed = packed_of(job.model)
+    lines += [packed.lines()[0]] if packed is not None else []
     if job.report is not None:
         lines += str(job.report).splitlines()
     new = getattr(job.model, "lofi_new_tensors", [])
