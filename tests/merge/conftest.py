@@ -11,9 +11,10 @@ from lofi.models.load import load_model
 from merge.test_disk import data_file
 
 
-@pytest.fixture
-def trained(tmp_path, lofi_tiny):
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, lofi_tiny):
     """lofi-tiny with an adapter that was trained for a few steps on the rows of `data_file`."""
+    tmp_path = tmp_path_factory.mktemp("trained")
     model = load_model(lofi_tiny, dtype="fp32")
     lofi.add_adapter(model, lofi.LoraConfig(r=4, target_modules=["q_proj", "v_proj", "up_proj"]))
     data = data_file(tmp_path)

@@ -46,7 +46,7 @@ def packed_base(tmp_path: Path, family: str, kind: str, **config) -> tuple[Path,
 
 @pytest.mark.parametrize("rounding", ["nearest", "compensated", "stochastic"])
 @pytest.mark.parametrize("into", ["nf4", "int8"])
-@pytest.mark.parametrize("family", ["llama", "gpt2", "t5", "llama_tied"])
+@pytest.mark.parametrize("family", ["llama_tied", "gpt2", "t5"])
 def test_the_folder_reads_back_to_the_bit_and_says_nearly_what_base_and_adapter_say(family, into, rounding, tmp_path):
     base, adapter = make(tmp_path, family, target_modules="all-linear", bias="lora_only")
     before = digest(base), digest(adapter)
