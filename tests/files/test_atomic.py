@@ -176,3 +176,10 @@ def test_a_place_one_may_not_write_to_is_one_sentence(tmp_path):
     (tmp_path / "locked").mkdir(mode=0o500)
     with pytest.raises(LofiError, match="may write to"), atomic_folder(tmp_path / "locked" / "out"):
         pass
+
+
+def test_a_file_that_its_writer_made_for_the_owner_alone_is_as_readable_as_its_folder(tmp_path):
+    with atomic_folder(tmp_path / "out") as aside:
+        (aside / "weights").write_text("w")
+        (aside / "weights").chmod(0o600)  # as safetensors does
+    assert (tmp_path / "out" / "weights").stat().st_mode & 0o777 == (tmp_path / "out").stat().st_mode & 0o666

@@ -71,7 +71,7 @@ def product_in_pieces(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _row_codes(x: Tensor) -> tuple[Tensor, Tensor]:
-    """127 / scale is the reciprocal times 127 (so torch divides a number by a tensor): two roundings, in all kernels."""
+    """127 / scale is 127 times the reciprocal (so torch divides a number by a tensor): two roundings, everywhere."""
     scale = x.abs().amax(1) if x.shape[1] else x.new_zeros(len(x))
     factor = torch.where(scale > 0, 127.0 / scale, 0.0)  # a row of zeros has the codes 0, not 0 * inf
     return torch.round(x * factor[:, None]).clamp_(-127, 127).to(torch.int8), scale
