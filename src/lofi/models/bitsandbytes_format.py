@@ -33,16 +33,24 @@ STATE = ".quant_state.bitsandbytes__"
 ORIGIN = "lofi_dense_origin"
 """Metadata key: JSON, name of a packed weight -> quant.origin.sample of the dense weight it was made from."""
 _DTYPES = {"bfloat16", "float16", "float32"}
+_STORAGE = {
+    "U8": torch.uint8, "I8": torch.int8, "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32,
+    "F64": torch.float64,
+}  # fmt: skip
 _NESTED_BLOCK = 256
 _COMPANION = re.compile(r"\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.bitsandbytes__\w*)$")
 
 
 @dataclass(frozen=True)
 class PackedWeight:
-    """What the files say of one packed weight; `offset` is the mean scale under double quantization, else None."""
+    """What the files say of one packed weight; `offset` is the mean scale under double quantization, else None.
+
+    `filed` is how its codes stand in the file: 4-bit codes may be filed as floats of the same bytes.
+    """
 
     kind: str
     shape: tuple[int, ...]
+    filed: tuple[torch.dtype, tuple[int, ...]]
     dense_dtype: str | None = None
     block: int = 64
     offset: float | None = None
@@ -116,7 +124,7 @@ def _packed_weight(name: str, entries: Mapping[str, Entry]) -> PackedWeight:
 def _int8(name: str, weight: Entry, entries: Mapping[str, Entry]) -> PackedWeight:
     if len(weight.shape) == 3:
         _expect(entries, f"{name}_SCB", "the row scales", weight.shape[:2], ("F32",))
-        return PackedWeight("int8", weight.shape)
+        return PackedWeight("int8", weight.shape, (torch.int8, weight.shape))
     module = name.removesuffix("weight")
     if len(weight.shape) != 2:
         raise _Fault(f"is {weight.shape}, expected rows and columns of int8 codes")
@@ -124,7 +132,7 @@ def _int8(name: str, weight: Entry, entries: Mapping[str, Entry]) -> PackedWeigh
     layout = entries.get(module + "weight_format")
     if layout is not None and any(layout.read()):
         raise _Fault("is laid out for one GPU's tensor cores, expected rows; save it again with bitsandbytes >= 0.43")
-    return PackedWeight("int8", weight.shape)
+    return PackedWeight("int8", weight.shape, (torch.int8, weight.shape))
 
 
 def _four_bit(name: str, weight: Entry, entries: Mapping[str, Entry]) -> PackedWeight:
@@ -133,6 +141,9 @@ def _four_bit(name: str, weight: Entry, entries: Mapping[str, Entry]) -> PackedW
     codes, blocks = -(-math.prod(shape) // 2), -(-math.prod(shape) // block)
     if weight.size != codes:
         raise _Fault(f"has {weight.size:,} bytes of codes, expected {codes:,} for {' x '.join(map(str, shape))}")
+    if weight.dtype not in _STORAGE:
+        raise _Fault(f"is filed as {weight.dtype}, expected U8 or a float")
+    filed = _STORAGE[weight.dtype], weight.shape
     nested = "nested_offset" in state
     _expect(entries, f"{name}.absmax", "the block scales", (blocks,), ("U8",) if nested else ("F32",))
     _expect(entries, f"{name}.quant_map", "the code book", (16,), ("F32",))
@@ -140,7 +151,7 @@ def _four_bit(name: str, weight: Entry, entries: Mapping[str, Entry]) -> PackedW
     if dtype not in _DTYPES:
         raise _Fault(f"was {dtype} before, expected one of {', '.join(sorted(_DTYPES))}")
     if not nested:
-        return PackedWeight(kind, shape, dtype, block)
+        return PackedWeight(kind, shape, filed, dtype, block)
     if _positive(state, "nested_blocksize") != _NESTED_BLOCK:
         raise _Fault(f"has {state['nested_blocksize']} scales to a block, expected {_NESTED_BLOCK}")
     _expect(entries, f"{name}.nested_absmax", "the scales' scales", (-(-blocks // _NESTED_BLOCK),), ("F32",))
@@ -148,7 +159,7 @@ def _four_bit(name: str, weight: Entry, entries: Mapping[str, Entry]) -> PackedW
     offset = state["nested_offset"]
     if not isinstance(offset, int | float) or not math.isfinite(offset):
         raise _Fault(f"has the offset {offset}, expected a number")
-    return PackedWeight(kind, shape, dtype, block, float(offset))
+    return PackedWeight(kind, shape, filed, dtype, block, float(offset))
 
 
 def _state(name: str, entries: Mapping[str, Entry]) -> tuple[str, dict[str, Any]]:

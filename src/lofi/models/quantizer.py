@@ -55,6 +55,7 @@ class FrozenQuantizer(HfQuantizer):
         self.rules: list[Any] | None = None
         self.packed: dict[str, PackedWeight] = {}
         self.origins: dict[str, str] = {}
+        self.awaited: dict[str, nn.Parameter] = {}
         self.faults: list[str] = []
 
     is_trainable = True  # type: ignore[assignment]  # adapters beside the frozen codes train
@@ -62,6 +63,17 @@ class FrozenQuantizer(HfQuantizer):
 
     def is_serializable(self) -> bool:
         return True
+
+    def preprocess_model(self, model: Any, dtype: Any = None, **kwargs: Any) -> None:
+        """Put empty frozen modules in place; until loaded, their parameters are of the dtype that will be read.
+
+        The loader casts what it reads to the dtype of the empty parameter (transformers 5.20 even before quantizing).
+        """
+        super().preprocess_model(model, dtype=dtype, **kwargs)
+        for place, parameter in self.awaited.items():
+            path, _, name = place.rpartition(".")
+            model.get_submodule(path)._parameters[name] = parameter
+        self.awaited = {}
 
     def _process_model_before_weight_loading(
         self, model: Any, checkpoint_files: list[str] | None = None, **kwargs: Any
@@ -84,9 +96,12 @@ class FrozenQuantizer(HfQuantizer):
             )
         for path, linear in linears.items():
             self._replace(model, path, linear, self.quantization_config, linear.weight.dtype)
-        for module in experts.values():
+            self.awaited[f"{path}.weight"] = linear.weight
+        for path, module in experts.items():
+            dense = {name: getattr(module, name) for name in _stacks(module)}
+            self.awaited |= {f"{path}.{name}": parameter for name, parameter in dense.items()}
             with torch.device("cpu"):
-                freeze_experts(module, _stacks(module), self.quantization_config, device="meta")
+                freeze_experts(module, dense, self.quantization_config, device="meta")
         left = [path for path, m in model.named_modules() if _stacks(m) and not isinstance(m, FrozenExperts)]
         if left := [path for path in left if should_convert_module(path, skip)]:
             warnings.warn(
@@ -159,7 +174,7 @@ class FrozenQuantizer(HfQuantizer):
         elif weight.shape != expected:
             self.faults.append(f"{name} is {weight.shape}, expected {expected}")
         else:
-            self.packed[place] = weight
+            self.packed[place], self.awaited[place] = weight, _as_filed(weight)
 
     def _options(self, weight: PackedWeight) -> Any:
         if weight.kind == "int8":
@@ -202,11 +217,12 @@ class FrozenQuantizer(HfQuantizer):
         experts = [_FromDisk(rf"(?<!\.weight)\.{name}$", f"_{name}") for name in _FILE_NAMES]  # they apply in turn
         return experts + [_FromDisk(rf"\.weight\.{name}$", f".{name}") for name in _FILE_NAMES]
 
-    def get_new_dtype(self, converter: Any, param: Any, dtype: torch.dtype | None) -> torch.dtype | None:
-        """Codes keep the bytes they have on disk, whatever dtype those are filed under."""
-        if dtype is not None and not dtype.is_floating_point:
+    @property
+    def quantized_element_size(self) -> float | None:
+        """Bytes an element will take, for transformers' device maps; packed parameters have their own size already."""
+        if self.pre_quantized:
             return None
-        return super().get_new_dtype(converter, param, dtype)
+        return 1.0 if self.quantization_config.kind == "int8" else 0.5
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         for path, module in packed_modules(model).items():
@@ -325,6 +341,12 @@ def _narrow(module: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
 def _linears(model: nn.Module) -> dict[str, Any]:
     """The dense linears by path, those of a class of their own left out: what they compute is not known."""
     return {path: m for path, m in model.named_modules() if type(m) is nn.Linear or isinstance(m, Conv1D)}
+
+
+def _as_filed(weight: PackedWeight) -> nn.Parameter:
+    """An empty parameter for the codes as they stand in the file."""
+    dtype, shape = weight.filed
+    return nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False)
 
 
 def _experts(model: nn.Module) -> dict[str, Any]:
