@@ -34,7 +34,15 @@ from lofi.models.bitsandbytes_format import (
     packed_state,
     read_checkpoint,
 )
-from lofi.models.facts import backbone, class_task
+from lofi.models.packable import (
+    dense_patterns,
+    kept_heads,
+    linear_shape,
+    packable_experts,
+    packable_linears,
+    stacked_weights,
+    widen_norms,
+)
 from lofi.quant.experts import FrozenExperts, freeze_experts
 from lofi.quant.linear import Int8Linear, NF4Linear
 
@@ -87,8 +95,8 @@ class FrozenQuantizer(HfQuantizer):
     def _expect_dense(self, model: Any) -> None:
         """Empty frozen linears in place of the linears that are to be quantized; ModelError if there is none."""
         skip = self._skipped(model)
-        linears = {path: m for path, m in _linears(model).items() if should_convert_module(path, skip)}
-        experts = {path: m for path, m in _experts(model).items() if should_convert_module(path, skip)}
+        linears = {path: m for path, m in packable_linears(model).items() if should_convert_module(path, skip)}
+        experts = {path: m for path, m in packable_experts(model).items() if should_convert_module(path, skip)}
         if not linears and not experts:
             raise ModelError(
                 f"{type(model).__name__} has no linear layer to quantize beside its heads and what skip_modules names; "
@@ -98,11 +106,11 @@ class FrozenQuantizer(HfQuantizer):
             self._replace(model, path, linear, self.quantization_config, linear.weight.dtype)
             self.awaited[f"{path}.weight"] = linear.weight
         for path, module in experts.items():
-            dense = {name: getattr(module, name) for name in _stacks(module)}
+            dense = {name: getattr(module, name) for name in stacked_weights(module)}
             self.awaited |= {f"{path}.{name}": parameter for name, parameter in dense.items()}
             with torch.device("cpu"):
                 freeze_experts(module, dense, self.quantization_config, device="meta")
-        left = [path for path, m in model.named_modules() if _stacks(m) and not isinstance(m, FrozenExperts)]
+        left = [path for path, m in model.named_modules() if stacked_weights(m) and not isinstance(m, FrozenExperts)]
         if left := [path for path in left if should_convert_module(path, skip)]:
             warnings.warn(
                 f"{len(left)} modules of stacked experts stay dense, first {left[0]}: they do not follow transformers' "
@@ -115,7 +123,7 @@ class FrozenQuantizer(HfQuantizer):
         Raises  ModelError for one of the user's that no linear has
         """
         own = list(self.quantization_config.skip_modules or ())
-        linears = [*_linears(model), *_experts(model)]
+        linears = [*packable_linears(model), *packable_experts(model)]
         for name in own:
             if all(should_convert_module(path, [name]) for path in linears):
                 last = sorted({path.rpartition(".")[2] for path in linears})
@@ -123,7 +131,7 @@ class FrozenQuantizer(HfQuantizer):
                 hint = f"did you mean {near[0]}?" if near else f"linears are called {', '.join(last[:8])}."
                 raise ModelError(f"skip_modules names '{name}', which no linear layer of the model is called; {hint}")
         keep = self.get_modules_to_not_convert(model, own, model._keep_in_fp32_modules, add_default_skips=True)
-        return sorted({*keep, *_task_heads(model)})
+        return sorted({*keep, *kept_heads(model)})
 
     def _expect_packed(self, model: Any, files: Iterable[str]) -> None:
         """Empty frozen linears in place of the linears whose weights the files hold packed."""
@@ -135,7 +143,7 @@ class FrozenQuantizer(HfQuantizer):
                 "correct its quantization_config"
             )
         paths = self._paths(model, checkpoint.weights)
-        dense = {f"{path}.weight": linear for path, linear in _linears(model).items()}
+        dense = {f"{path}.weight": linear for path, linear in packable_linears(model).items()}
         for name, place in paths.items():
             self._check_one(model, name, place, checkpoint.weights[name], dense)
         named = self._paths(model, checkpoint.origins)  # names of the saved model, which transformers renames in files
@@ -143,7 +151,7 @@ class FrozenQuantizer(HfQuantizer):
         self._refuse(where)
         for place in (place for place in self.packed if place in dense):
             self._expect_linear(model, place.removesuffix(".weight"), dense[place])
-        for path, module in _experts(model).items():
+        for path, module in packable_experts(model).items():
             self._expect_experts(path, module)
         for key, patterns in _IGNORED.items():
             setattr(model, key, {*(getattr(model, key) or ()), *patterns})
@@ -168,7 +176,7 @@ class FrozenQuantizer(HfQuantizer):
     ) -> None:
         """Note a packed weight for the parameter `place`, or a fault where that cannot hold it."""
         parameter = model.get_parameter_or_buffer(place)
-        expected = _shape(dense[place]) if place in dense else tuple(parameter.shape)
+        expected = linear_shape(dense[place]) if place in dense else tuple(parameter.shape)
         if place not in dense and not is_experts(model.get_submodule(place.rpartition(".")[0])):
             self.faults.append(f"{name} is packed, but {place} is of no linear layer")
         elif weight.shape != expected:
@@ -187,13 +195,13 @@ class FrozenQuantizer(HfQuantizer):
         self._replace(model, path, linear, self._options(weight), dense)
 
     def _expect_experts(self, path: str, module: Any) -> None:
-        names = [name for name in _stacks(module) if f"{path}.{name}" in self.packed]
+        names = [name for name in stacked_weights(module) if f"{path}.{name}" in self.packed]
         if names:
             with torch.device("cpu"):
                 freeze_experts(module, names, self._options(self.packed[f"{path}.{names[0]}"]), device="meta")
 
     def _replace(self, model: Any, path: str, linear: Any, options: Any, dense_dtype: torch.dtype) -> None:
-        rows, columns = _shape(linear)
+        rows, columns = linear_shape(linear)
         cls = Int8Linear if options.kind == "int8" else NF4Linear
         with torch.device("cpu"):  # constants are made here; everything else says meta
             made = cls(columns, rows, options=options, bias=False, dense_dtype=dense_dtype, device="meta")
@@ -280,7 +288,7 @@ class FrozenQuantizer(HfQuantizer):
         if not packed:  # everything was merged and unpacked
             vars(model.config).pop("quantization_config", None)
             return None, {}
-        config = replace(self.quantization_config, skip_modules=_dense_names(model))
+        config = replace(self.quantization_config, skip_modules=dense_patterns(model))
         model.config.quantization_config = config.own_dict() if stacks else config
         return packed_state(model), origin_metadata(model)
 
@@ -319,73 +327,13 @@ class _Quantize(ConversionOps):
         return {f"{path}.{key}": tensor for key, tensor in made.items()}
 
 
-def widen_norms(model: nn.Module) -> None:
-    """Hold the weights of normalisations in float32 and compute them so; what they return keeps the model's dtype."""
-    for module in model.modules():
-        own = [p for p in module.parameters(recurse=False) if p.is_floating_point()]
-        if own and "norm" in type(module).__name__.lower() and own[0].dtype != torch.float32:
-            module.lofi_narrow = own[0].dtype
-            module.float()
-            module.register_forward_pre_hook(_widen)
-            module.register_forward_hook(_narrow)
-
-
-def _widen(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    return args[0].float(), *args[1:]
-
-
-def _narrow(module: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
-    return output.to(module.lofi_narrow)
-
-
-def _linears(model: nn.Module) -> dict[str, Any]:
-    """The dense linears by path, those of a class of their own left out: what they compute is not known."""
-    return {path: m for path, m in model.named_modules() if type(m) is nn.Linear or isinstance(m, Conv1D)}
-
-
 def _as_filed(weight: PackedWeight) -> nn.Parameter:
     """An empty parameter for the codes as they stand in the file."""
     dtype, shape = weight.filed
     return nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False)
 
 
-def _experts(model: nn.Module) -> dict[str, Any]:
-    """The modules of stacked experts that follow transformers' interface, by path."""
-    return {path: m for path, m in model.named_modules() if is_experts(m) and not isinstance(m, FrozenExperts)}
-
-
-def _stacks(module: Any) -> list[str]:
-    """Names of a module's own 3-D parameters of several matrices: stacked experts, dense ones."""
-    own = module._parameters.items()
-    return [name for name, p in own if p is not None and p.ndim == 3 and p.is_floating_point() and "proj" in name]
-
-
 def _takes_apart(rule: Any, stacks: list[str]) -> bool:
     """Whether a conversion rule of transformers splits one of these parameters when saving."""
     targets = rule._original_target_patterns if isinstance(rule, WeightConverter) else []
     return any(re.search(target, stack) for target in targets for stack in stacks)
-
-
-def _dense_names(model: nn.Module) -> list[str]:
-    """Patterns that match every linear that is dense and none that is packed, as transformers reads skip_modules."""
-    packed = list(packed_modules(model))
-    names = []
-    for path in (path for path, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)):
-        taken = not all(should_convert_module(other, [path]) for other in packed)  # "fc" would take "layers.0.fc" too
-        names.append(f"^{re.escape(path)}$" if taken else path)
-    return names
-
-
-def _shape(linear: Any) -> tuple[int, int]:
-    """(O, I) of a dense linear or Conv1D."""
-    rows, columns = linear.weight.shape
-    return (columns, rows) if isinstance(linear, Conv1D) else (rows, columns)
-
-
-def _task_heads(model: Any) -> list[str]:
-    """Poolers, and what a classifier has outside its backbone: new or trained in full, so never packed."""
-    poolers = [path for path, _ in model.named_modules() if path.rpartition(".")[2] == "pooler"]
-    if class_task(type(model).__name__, False) not in ("SEQ_CLS", "TOKEN_CLS"):
-        return poolers
-    body = backbone(model)
-    return poolers + [name for name, child in model.named_children() if child is not body]
