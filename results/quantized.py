@@ -73,9 +73,10 @@ def run(lab: Lab) -> Section:
     return Section(
         "LoRA, QLoRA and int8 LoRA",
         "The same recipe over the base in bf16, in NF4 with double quantization and in int8, three seeds each; the "
-        "recipes of MiniLM and stories260k are cut short. Every figure is measured over the base that the adapter was trained on. Mean over the seeds with its "
-        "95 % interval (Student's t, two degrees of freedom), each seed's value in brackets; the difference from LoRA "
-        f"is taken seed by seed. Goal: lofi-tiny and MiniLM within {WITHIN:.0%}.",
+        "recipes of MiniLM and stories260k are cut short. Every figure is measured over the base that the adapter was "
+        "trained on. Mean over the seeds with its 95 % interval (Student's t, two degrees of freedom), each seed's "
+        "value in brackets; the difference from LoRA is taken seed by seed. "
+        f"Goal: lofi-tiny and MiniLM within {WITHIN:.0%}.",
         ["model, data", "metric", "method", "mean, interval, seeds", "relative to LoRA", "within the goal"],
         rows,
     )
