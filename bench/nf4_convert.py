@@ -35,7 +35,7 @@ def _dequantize(rounds: int) -> list[dict[str, Any]]:
         "new tensor": lambda: kernels.dequantize_blockwise(stored, torch.empty_like(weight)),
         "bitsandbytes": lambda: functional.dequantize_4bit(codes, state),
     }
-    timing = interleaved(calls, rounds=rounds)
+    timing = interleaved(calls, rounds=rounds, calls=5, settle=1)
     return [
         _line("NF4 to bf16, bitsandbytes over lofi", timing, "lofi", ">= 8"),
         _line("NF4 to bf16, bitsandbytes over lofi, a new tensor on both sides", timing, "new tensor", None),

@@ -17,7 +17,7 @@ GOALS = {1: "<= 0.40", 4: None, 16: "<= 1.0"}
 WEIGHTS = {"one weight": 1, "eight weights in turn": 8}
 
 
-def run(rounds: int = 100) -> list[dict[str, Any]]:
+def run(rounds: int = 40) -> list[dict[str, Any]]:
     """Time over the bf16 linear, by rows and by how many weights are used in turn."""
     layers = [sides("nf4", seed) for seed in range(max(WEIGHTS.values()))]
     names = list(layers[0])
@@ -25,7 +25,7 @@ def run(rounds: int = 100) -> list[dict[str, Any]]:
     for how, count in WEIGHTS.items():
         for rows, goal in GOALS.items():
             calls = {name: inference([each[name] for each in layers[:count]], rows) for name in names}
-            timing = interleaved(calls, rounds=rounds, warm_up=5)
+            timing = interleaved(calls, rounds=rounds, calls=24 // count, settle=3)
             lines.append(
                 line(
                     f"NF4 linear over bf16, {rows} rows, {how}" if rows > 1 else f"NF4 linear over bf16, 1 row, {how}",

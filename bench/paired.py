@@ -41,8 +41,17 @@ class Timing:
         return statistics.median(self.seconds[side]) * 1e3
 
 
-def interleaved(sides: Mapping[str, Callable[[], object]], *, rounds: int, warm_up: int = 3) -> Timing:
-    """Time every side once a round, after warming all of them up; the order turns from round to round."""
+_PAUSE = 0.01  # seconds: two libraries with thread pools of their own, and the pool that was just used still spins
+
+
+def interleaved(
+    sides: Mapping[str, Callable[[], object]], *, rounds: int, warm_up: int = 3, calls: int = 1, settle: int = 0
+) -> Timing:
+    """Time every side once a round, after warming all of them up; the order turns from round to round.
+
+    A turn is a pause, in which the other sides' idle threads stop spinning, `settle` calls that are not timed, and
+    `calls` that are, of which the mean counts: calls of less than some milliseconds need several.
+    """
     for _ in range(warm_up):
         for call in sides.values():
             call()
@@ -51,9 +60,13 @@ def interleaved(sides: Mapping[str, Callable[[], object]], *, rounds: int, warm_
     for turn in range(rounds):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
+            time.sleep(_PAUSE)
+            for _ in range(settle):
+                sides[name]()
             started = time.perf_counter()
-            sides[name]()
-            seconds[name].append(time.perf_counter() - started)
+            for _ in range(calls):
+                sides[name]()
+            seconds[name].append((time.perf_counter() - started) / calls)
     return Timing(seconds)
 
 
