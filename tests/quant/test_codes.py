@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lofi.quant.codes import code_of, dynamic_code, fp4_code, nf4_code, normal_quantiles
+from lofi.quant.codes import _constant, code_of, dynamic_code, fp4_code, nf4_code, normal_quantiles
 
 
 def test_the_normal_float_values_are_the_quantiles_to_seven_digits():
@@ -27,6 +27,12 @@ def test_the_dynamic_code_is_ascending_and_reaches_from_minus_one_to_one():
     code = dynamic_code()
     assert code.shape == (256,) and bool((code[1:] > code[:-1]).all())
     assert code[-1] == 1 and code[0] > -1 and 0.0 in code
+
+
+def test_the_code_books_are_on_the_cpu_whatever_the_default_device():
+    _constant.cache_clear()
+    with torch.device("meta"):
+        assert all(code.device.type == "cpu" for code in (nf4_code(), fp4_code(), dynamic_code()))
 
 
 def test_a_code_book_given_out_is_the_callers_own():

@@ -223,7 +223,7 @@ def _sync(path: Path) -> None:
 
 
 def _sync_tree(folder: Path) -> None:
-    """Everything to the disk; files as readable as their folder, since safetensors makes its own for the owner alone."""
+    """Everything to the disk; files as readable as their folder (safetensors makes its own for the owner alone)."""
     readable = os.stat(folder).st_mode & 0o666
     for where, _, files in os.walk(folder, topdown=False):
         for name in files:

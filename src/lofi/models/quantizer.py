@@ -205,8 +205,6 @@ class FrozenQuantizer(HfQuantizer):
         cls = Int8Linear if options.kind == "int8" else NF4Linear
         with torch.device("cpu"):  # constants are made here; everything else says meta
             made = cls(columns, rows, options=options, bias=False, dense_dtype=dense_dtype, device="meta")
-        for name, buffer in made.named_buffers():  # torch's default dtype is the model's while it is built
-            setattr(made, name, buffer.float() if buffer.is_floating_point() else buffer)
         made.bias = linear.bias
         if isinstance(linear, Conv1D):
             self.transposed.add(path)

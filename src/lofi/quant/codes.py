@@ -63,12 +63,13 @@ def normal_quantiles(offset: float = 0.9677083) -> list[float]:
 
 @cache
 def _constant(kind: str) -> Tensor:
-    if kind == "nf4":
-        return torch.tensor(_NF4, dtype=torch.float32)
-    if kind == "fp4":
-        half = torch.tensor(_FP4, dtype=torch.float32)
-        return torch.cat([half, -half]) / half.max()
-    return _dynamic()
+    with torch.device("cpu"):  # kept for good, whatever device is the default while it is first asked for
+        if kind == "nf4":
+            return torch.tensor(_NF4, dtype=torch.float32)
+        if kind == "fp4":
+            half = torch.tensor(_FP4, dtype=torch.float32)
+            return torch.cat([half, -half]) / half.max()
+        return _dynamic()
 
 
 def _dynamic() -> Tensor:

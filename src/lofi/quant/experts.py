@@ -22,7 +22,7 @@ from lofi.quant.codes import dynamic_code, nf4_code
 from lofi.quant.config import Int8Options, NF4Options
 from lofi.quant.kernels.dispatch import kernels_for
 from lofi.quant.kernels.workspace import workspace
-from lofi.quant.linear import _FrozenProduct, quantize_4bit
+from lofi.quant.linear import FrozenProduct, quantize_4bit
 from lofi.quant.origin import sample
 from lofi.quant.storage import EightBit, FourBit, Nested
 
@@ -100,7 +100,7 @@ class FrozenExperts:
 
         def safe(x: Tensor, bias: Tensor | None) -> Tensor:
             if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
-                return _FrozenProduct.apply(x, bias, forward, input_gradient)  # the workspace must not be saved
+                return FrozenProduct.apply(x, bias, forward, input_gradient)  # the workspace must not be saved
             return forward(x, bias)
 
         rows, columns = self.packed_shapes[name][1:]

@@ -103,7 +103,7 @@ class FrozenLinear(nn.Module):
         bias = self._parameters["bias"]
         needs_gradient = x.requires_grad or (bias is not None and bias.requires_grad)
         if torch.is_grad_enabled() and needs_gradient:
-            return _FrozenProduct.apply(x, bias, self.product, self._input_gradient)
+            return FrozenProduct.apply(x, bias, self.product, self._input_gradient)
         return self.product(x, bias)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenLinear:
@@ -156,8 +156,8 @@ class NF4Linear(FrozenLinear):
         self.register_buffer("absmax", torch.empty(blocks, dtype=scale_dtype, device=device))
         self.register_buffer("quant_map", _on(nf4_code(), device))
         if options.double_quant:
-            self.register_buffer("nested_absmax", torch.empty(-(-blocks // 256), device=device))
-            self.register_buffer("nested_offset", torch.empty((), device=device))
+            self.register_buffer("nested_absmax", torch.empty(-(-blocks // 256), dtype=torch.float32, device=device))
+            self.register_buffer("nested_offset", torch.empty((), dtype=torch.float32, device=device))
             self.register_buffer("nested_quant_map", _on(dynamic_code(), device))
 
     @classmethod
@@ -227,7 +227,7 @@ class Int8Linear(FrozenLinear):
         self.threshold = options.threshold
         codes = torch.empty(out_features, in_features, dtype=torch.int8, device=device)
         self.weight = nn.Parameter(codes, requires_grad=False)
-        self.register_buffer("SCB", torch.empty(out_features, device=device))
+        self.register_buffer("SCB", torch.empty(out_features, dtype=torch.float32, device=device))
 
     @classmethod
     def from_dense(cls, linear: nn.Linear, options: Int8Options) -> Int8Linear:
@@ -260,7 +260,7 @@ def quantize_4bit(weight: Tensor, *, block: int = 64, double_quant: bool = True)
     return FourBit(codes, absmax, code, tuple(weight.shape), block, nested)
 
 
-class _FrozenProduct(torch.autograd.Function):
+class FrozenProduct(torch.autograd.Function):
     """y = x W^T + b; dx = g W, db = sum of g. Saves nothing: the weight is the module's, and frozen."""
 
     @staticmethod

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from lofi.errors import RequestError
+from lofi.quant.codes import nf4_code
 from lofi.quant.kernels import dispatch
 from lofi.quant.kernels.dispatch import kernels_for
 from lofi.quant.kernels.reference import REFERENCE
 from lofi.quant.linear import quantize_4bit
-from lofi.quant.nf4 import dequantize_blockwise
+from lofi.quant.nf4 import dequantize_blockwise, quantize_blockwise
 
 CPU = torch.device("cpu")
 
@@ -54,6 +55,14 @@ def test_the_plain_backend_fills_whole_weights_and_rows_as_the_reference_says(do
     assert torch.equal(REFERENCE.dequantize_blockwise(stored, torch.empty(13, 77, dtype=dtype)), expected)
     rows = REFERENCE.dequantize_rows(stored, 3, torch.empty(5, 77, dtype=dtype))
     assert torch.equal(rows, expected[3:8])
+
+
+def test_the_plain_backend_quantizes_in_pieces_as_the_reference_does_at_once(monkeypatch):
+    monkeypatch.setattr("lofi.quant.kernels.reference._PIECE", 300)
+    weight = torch.randn(13, 77)
+    pieces = REFERENCE.quantize_blockwise(weight, nf4_code(), 64)
+    whole = quantize_blockwise(weight, nf4_code(), 64)
+    assert all(torch.equal(a, b) for a, b in zip(pieces, whole, strict=True))
 
 
 def test_rows_of_a_stack_of_experts_are_rows_of_one_tall_matrix():
