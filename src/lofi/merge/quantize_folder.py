@@ -29,7 +29,7 @@ from lofi.merge.shards import weight_files
 from lofi.merge.source import base_folder
 from lofi.merge.verdict import Measured, measure
 from lofi.merge.writing import copy_rest
-from lofi.models.load import _quiet
+from lofi.models.load import quiet
 
 
 def quantize_folder(
@@ -116,7 +116,7 @@ def _quantized(folder: Path, quantization: Any) -> Any:
 
 def _save(model: Any, aside: Path) -> None:
     """Write the model as transformers does, without its bar, and readable as the folder's other files are."""
-    with _quiet():
+    with quiet():
         model.save_pretrained(aside)
     for file in weight_files(aside):
         shutil.copymode(aside / "config.json", file)  # the writer of safetensors lets nobody but the owner read

@@ -48,7 +48,10 @@ def write_dense(model: Any, folder: Path, aside: Path) -> tuple[str, int, list[s
 
 def save_model(model: Any, folder: Path, aside: Path) -> None:
     """Write an open model, by transformers, with what the base's folder holds beside weights and config."""
-    model.save_pretrained(aside)
+    from lofi.models.load import quiet
+
+    with quiet():
+        model.save_pretrained(aside)
     copy_rest(folder, aside, keep=("config.json",))
 
 

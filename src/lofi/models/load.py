@@ -137,7 +137,7 @@ class _Source:
         if self.revision is not None:
             options["revision"] = self.revision
         try:
-            with _quiet():
+            with quiet():
                 return getattr(transformers, auto).from_pretrained(
                     self.name, local_files_only=self.folder is not None, trust_remote_code=False, **options
                 )
@@ -170,7 +170,7 @@ class _Source:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without transformers' report and bar: what they say is judged and said by this room."""
     from transformers.utils import logging as transformers_logging
 
