@@ -1,4 +1,4 @@
-"""The Triton backend for tests: on the GPU where there is one, else in Triton's interpreter on the CPU."""
+"""Backends for tests: native kernels by path; Triton on the GPU where there is one, else in its interpreter."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import sys
 
 import pytest
 import torch
+
+from lofi.quant.kernels.library import ISAS, Library, NativeMissing, runnable
+from lofi.quant.kernels.native import NativeKernels
 
 OURS = ("lofi.quant.kernels.triton_nf4", "lofi.quant.kernels.triton_int8")
 
@@ -40,3 +43,24 @@ def backend():
         for name in [name for name in sys.modules if _is_python_of_triton(name)]:
             del sys.modules[name]
         sys.modules.update(held)
+
+
+@pytest.fixture(scope="module", params=ISAS)
+def kernels(request) -> NativeKernels:
+    """The native kernels on each path that this CPU runs."""
+    try:
+        here = runnable(Library().handle)
+    except NativeMissing as missing:
+        pytest.skip(str(missing))
+    if request.param not in here:
+        pytest.skip(f"this CPU does not run {request.param}")
+    return NativeKernels(Library(isa=request.param))
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request):
+    """torch's number of threads, put back afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)

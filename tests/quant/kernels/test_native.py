@@ -17,7 +17,6 @@ from lofi.quant import nf4
 from lofi.quant.codes import code_of, nf4_code
 from lofi.quant.kernels import library, native
 from lofi.quant.kernels.library import FOLDER, ISAS, Library, NativeMissing, runnable
-from lofi.quant.kernels.native import NativeKernels
 from lofi.quant.kernels.reference import REFERENCE
 from lofi.quant.storage import FourBit
 
@@ -26,25 +25,6 @@ HALF_STEP = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.
 SMALLEST = {torch.float32: 2.0**-149, torch.bfloat16: 2.0**-133, torch.float16: 2.0**-24}
 BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 examples = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-@pytest.fixture(scope="module", params=ISAS)
-def kernels(request) -> NativeKernels:
-    try:
-        here = runnable(Library().handle)
-    except NativeMissing as missing:
-        pytest.skip(str(missing))
-    if request.param not in here:
-        pytest.skip(f"this CPU does not run {request.param}")
-    return NativeKernels(Library(isa=request.param))
-
-
-@pytest.fixture(params=[1, 2])
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 shapes = st.one_of(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lofi.errors import ModelError
 from lofi.quant.kernels import native_int8
-from lofi.quant.kernels.library import ISAS, Library, NativeMissing, runnable
+from lofi.quant.kernels.library import Library, NativeMissing, runnable
 from lofi.quant.kernels.native_int8 import NativeInt8
 from lofi.quant.kernels.reference import REFERENCE
 from lofi.quant.storage import EightBit, RowCodes
@@ -23,25 +23,6 @@ sizes = st.one_of(
     st.tuples(st.integers(1, 20), st.integers(1, 20), st.integers(1, 150)),  # M, O, I
     st.sampled_from([(1, 130, 64), (33, 200, 77), (259, 9, 65), (5, 70, 2113), (40, 131, 4097), (2, 17, 2048)]),
 )
-
-
-@pytest.fixture(scope="module", params=ISAS)
-def kernels(request) -> NativeInt8:
-    try:
-        here = runnable(Library().handle)
-    except NativeMissing as missing:
-        pytest.skip(str(missing))
-    if request.param not in here:
-        pytest.skip(f"this CPU does not run {request.param}")
-    return NativeInt8(Library(isa=request.param))
-
-
-@pytest.fixture(params=[1, 2])
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 def draw(rows: int, width: int, dtype: torch.dtype, seed: int) -> torch.Tensor:
