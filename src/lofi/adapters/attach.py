@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Iterator
 from dataclasses import replace
 
 from torch import nn
 
-from lofi.adapters.config import ALL_LINEAR, LoraConfig
-from lofi.adapters.copies import BiasShift, ModuleCopy, shiftable
-from lofi.adapters.embedding import EmbeddingFactors
-from lofi.adapters.experts import ExpertFactors
-from lofi.adapters.linear import LinearFactors, product_of
+from lofi.adapters.config import AdapterConfig, LoraConfig
+from lofi.adapters.copies import ModuleCopy
+from lofi.adapters.linear import product_of
 from lofi.adapters.registry import Adapter, adapter_of, adapters_of, registry_of, trainable_counts
-from lofi.adapters.report import AttachReport, Match
-from lofi.adapters.rows import HeadRows, TokenRows
+from lofi.adapters.report import AttachReport, Match, Resolved
 from lofi.adapters.surgery import Part, attach_part, detach_part, named_base_modules, own_tensors
-from lofi.adapters.target import (
-    by_pattern,
-    expert_parameters,
-    named_modules_for,
-    output_head,
-    target_modules,
-    target_parameters,
-)
+from lofi.adapters.target import named_modules_for
 from lofi.errors import TargetError
 
 _HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score")}
 
 
-def add_adapter(model: nn.Module, config: LoraConfig | None = None, name: str = "default") -> AttachReport:
+def add_adapter(model: nn.Module, config: AdapterConfig | None = None, name: str = "default") -> AttachReport:
     """Put a new adapter on `model`, in place: the base is frozen, its weights keep their names and bits.
 
-    With B = 0 at the start the model's output does not change. The adapter becomes the active one if none is. The
-    report lists what matched and what was left out.
+    The config's class says the method (LoraConfig, HoulsbyConfig, ...; LoRA where None), and the model starts as its
+    base unless the config asks for another start. The adapter becomes the active one if none is. The report lists what matched and what was left out.
     Dtypes  adapter tensors are float32 whatever the base's dtype
     Raises  TargetError if a pattern matches nothing or the name is taken; the model is then as it was
     """
@@ -42,11 +33,12 @@ def add_adapter(model: nn.Module, config: LoraConfig | None = None, name: str = 
     _check(model, name)
     config = replace(config, task_type=config.task_type or infer_task_type(model))
     saved = _saved_modules(model, config)
-    parts = dict(_parts(model, config, saved))
-    _add_tied_rows(model, parts)
+    resolved = resolve(model, config, saved)
+    parts = resolved.parts
+    _add_copies(parts, saved)
     _freeze(model)
     registry = registry_of(model)
-    report = _report(model, config, name, parts)
+    report = _report(model, name, resolved)
     for path, part in parts.items():
         attach_part(model.get_submodule(path), name, part, registry.switch)
     registry.adapters[name] = Adapter(name, config, parts, report)
@@ -55,6 +47,11 @@ def add_adapter(model: nn.Module, config: LoraConfig | None = None, name: str = 
     report.trainable = sum(p.numel() for part in parts.values() for p in part.parameters())
     report.total = trainable_counts(model)[1]
     return report
+
+
+def resolve(model: nn.Module, config: AdapterConfig, saved: dict[str, nn.Module]) -> Resolved:
+    """What a config means in this model, asked of the file that implements its method."""
+    return importlib.import_module(config.implementation).resolve(model, config, saved)
 
 
 def unload(model: nn.Module, name: str = "default") -> None:
@@ -93,7 +90,15 @@ def _check(model: nn.Module, name: str) -> None:
         raise TargetError("the model is compiled; add the adapter first, then call torch.compile")
 
 
-def _saved_modules(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
+def _add_copies(parts: dict[str, Part], saved: dict[str, nn.Module]) -> None:
+    for path, module in saved.items():
+        clash = [other for other in parts if other == path or other.startswith(f"{path}.")]
+        if clash:
+            raise TargetError(f"{path} trains in full and {clash[0]} is adapted inside it; choose one of them")
+        parts[path] = ModuleCopy(module)
+
+
+def _saved_modules(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Module]:
     """modules_to_save, the task head, and modules that the checkpoint did not hold (so they must train)."""
     saved = named_modules_for(model, config.modules_to_save or (), "modules_to_save")
     heads = _HEADS.get(config.task_type or "", ())
@@ -111,85 +116,6 @@ def _saved_modules(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]
     return saved
 
 
-def _parts(model: nn.Module, config: LoraConfig, saved: dict[str, nn.Module]) -> Iterator[tuple[str, Part]]:
-    experts = target_parameters(model, config.target_parameters)
-    chosen = target_modules(model, config, saved)
-    rows = _token_rows(model, config)
-    clash = [path for path in chosen if path in rows]
-    if clash:
-        raise TargetError(f"{clash[0]} is both in target_modules and in trainable_token_indices; choose one of them")
-    for path, module in chosen.items():
-        yield path, _low_rank_part(path, module, config)
-    for path, names in experts.items():
-        rank, scale = _rank_and_scale(path, config)
-        part = ExpertFactors(model.get_submodule(path), names, rank, scale)
-        part.reset(config.init_lora_weights)
-        yield path, part
-    for path, ids in rows.items():
-        yield path, TokenRows(model.get_submodule(path), ids)  # type: ignore[arg-type]
-    for path, module in saved.items():
-        yield path, ModuleCopy(module)
-    if config.bias == "all":
-        yield from _bias_parts(model, {*chosen, *saved})
-
-
-def _low_rank_part(path: str, module: nn.Module, config: LoraConfig) -> Part:
-    rank, scale = _rank_and_scale(path, config)
-    part: EmbeddingFactors | LinearFactors
-    if isinstance(module, nn.Embedding):
-        part = EmbeddingFactors(module, rank, scale)
-    else:
-        part = LinearFactors(module, rank, scale, dropout=config.lora_dropout, bias=config.bias != "none")
-    part.reset(config.init_lora_weights)
-    return part
-
-
-def _rank_and_scale(path: str, config: LoraConfig) -> tuple[int, float]:
-    rank = by_pattern(path, config.rank_pattern, config.r)
-    return rank, config.scale(rank, by_pattern(path, config.alpha_pattern, config.lora_alpha))
-
-
-def _token_rows(model: nn.Module, config: LoraConfig) -> dict[str, list[int]]:
-    wanted = config.trainable_token_indices
-    if wanted is None:
-        return {}
-    if not isinstance(wanted, dict):
-        getter = getattr(model, "get_input_embeddings", None)
-        embedding = getter() if callable(getter) else None
-        path = next((p for p, m in named_base_modules(model) if m is embedding), None)
-        if path is None:
-            raise TargetError("this model does not say which embedding takes token ids; give a dict {embedding: ids}")
-        return {path: list(wanted)}
-    found: dict[str, list[int]] = {}
-    for suffix, ids in wanted.items():
-        for path, module in named_modules_for(model, [suffix], "trainable_token_indices").items():
-            if not isinstance(module, nn.Embedding):
-                raise TargetError(f"trainable_token_indices names {path}, a {type(module).__name__}, not an embedding")
-            found[path] = list(ids)
-    return found
-
-
-def _add_tied_rows(model: nn.Module, parts: dict[str, Part]) -> None:
-    """The head that shares the embedding's weight must speak the new rows too."""
-    head = output_head(model)
-    for path, part in list(parts.items()):
-        if isinstance(part, TokenRows) and head is not None and model.get_submodule(path).weight is head.weight:
-            head_path = next(p for p, m in named_base_modules(model) if m is head)
-            if head_path in parts:
-                raise TargetError(
-                    f"{head_path} shares its weight with {path}, whose token rows train; leave {head_path} out of "
-                    "target_modules and modules_to_save"
-                )
-            parts[head_path] = HeadRows(part)
-
-
-def _bias_parts(model: nn.Module, taken: set[str]) -> Iterator[tuple[str, Part]]:
-    for path, module in named_base_modules(model):
-        covered = any(path == t or path.startswith(f"{t}.") for t in taken)
-        if path and not covered and shiftable(module):
-            yield path, BiasShift(module)
-
-
 def _freeze(model: nn.Module) -> None:
     registry = registry_of(model)
     for key, tensor in own_tensors(model):
@@ -198,38 +124,22 @@ def _freeze(model: nn.Module) -> None:
             tensor.requires_grad_(False)
 
 
-def _report(model: nn.Module, config: LoraConfig, name: str, parts: dict[str, Part]) -> AttachReport:
+def _report(model: nn.Module, name: str, resolved: Resolved) -> AttachReport:
+    parts = resolved.parts
     shapes = {path: _shape(model.get_submodule(path)) for path in parts}
     matched = [Match(path, part.kind, shapes[path], part.rank, part.scale) for path, part in parts.items()]
-    return AttachReport(name, matched, list(_left_out(model, config, parts)), list(_notes(model, config, parts)))
+    return AttachReport(name, matched, resolved.left_out, [*_sharing(model, parts), *resolved.notes])
 
 
 def _shape(module: nn.Module) -> tuple[int, ...]:
     product = product_of(module)
     if product is not None:
         return product.shape(module)
-    return tuple(getattr(module, "weight", next(module.parameters())).shape)
+    weight = getattr(module, "weight", None)
+    return tuple(weight.shape) if weight is not None else ()
 
 
-def _left_out(model: nn.Module, config: LoraConfig, parts: dict[str, Part]) -> Iterator[tuple[str, str]]:
-    if config.target_modules != ALL_LINEAR:
-        return
-    head = output_head(model)
-    for path, module in named_base_modules(model):
-        if path in parts:
-            continue
-        if module is head:
-            yield path, "the output head, which all-linear does not adapt: name it in target_modules if you want it"
-        elif isinstance(module, nn.Linear) and product_of(module) is None:
-            yield path, f"{type(module).__name__}, a linear that computes in its own way"
-    for path, parameter, _ in expert_parameters(model):
-        part = parts.get(path)
-        if not (isinstance(part, ExpertFactors) and parameter in part.pairs):
-            suffix = f"{path.rsplit('.', 1)[-1]}.{parameter}"
-            yield f"{path}.{parameter}", f"{suffix}, fused experts: name it in target_parameters to adapt them"
-
-
-def _notes(model: nn.Module, config: LoraConfig, parts: dict[str, Part]) -> Iterator[str]:
+def _sharing(model: nn.Module, parts: dict[str, Part]) -> Iterator[str]:
     owners: dict[int, list[str]] = {}
     for path, module in named_base_modules(model):
         weight = module._parameters.get("weight")
@@ -242,5 +152,3 @@ def _notes(model: nn.Module, config: LoraConfig, parts: dict[str, Part]) -> Iter
     heads = [path for path, part in parts.items() if part.kind == "copy"]
     if heads:
         yield f"trained in full as copies: {', '.join(heads)}"
-    if config.lora_dropout and any(part.kind == "experts" for part in parts.values()):
-        yield "lora_dropout does not reach expert parameters"

@@ -1,6 +1,7 @@
-"""What a LoRA adapter is: PEFT's field names, checked where the value is made.
+"""What an adapter is, whatever its method, and what a LoRA adapter is: PEFT's field names, checked where they are made.
 
-Knows values and their limits; it does not know any model, so whether a name exists is `target.py`'s question.
+Knows values and their limits; it does not know any model, so whether a name exists is `target.py`'s question. Imports
+no torch, because recipes are checked without it. The other methods' configs stand in `methods.py`.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from typing import ClassVar
 
 from lofi.errors import RecipeError
 
@@ -20,11 +22,64 @@ Names = str | Sequence[str] | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoraConfig:
+class AdapterConfig:
+    """What every method's config has; a subclass is one method, and one file implements it.
+
+    `implementation` names the module whose `resolve(model, config, saved) -> attach.Resolved` makes the method's parts.
+    """
+
+    method: ClassVar[str]
+    """Its name in a recipe."""
+    peft_type: ClassVar[str]
+    """What adapter_config.json calls it: PEFT's word where PEFT has the method, else one that begins with LOFI_."""
+    implementation: ClassVar[str]
+
+    task_type: str | None = None
+    """CAUSAL_LM, SEQ_2_SEQ_LM, SEQ_CLS or TOKEN_CLS; inferred from the model where None."""
+    modules_to_save: Sequence[str] | None = None
+    """Modules trained in full, as copies beside the frozen ones; task heads are added by themselves."""
+
+    def __post_init__(self) -> None:
+        if faults := self.faults():
+            raise RecipeError("; ".join(faults))
+
+    def faults(self) -> list[str]:
+        """Every impossible value, as a sentence each."""
+        return choice_faults(self, ("task_type", (None, *TASK_TYPES)))
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values under PEFT's names, lists as lists."""
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+
+
+def choice_faults(config: object, *choices: tuple[str, tuple[object, ...]]) -> list[str]:
+    """A sentence for every field whose value is not one of those allowed."""
+    return [
+        f"{key} is {value!r}, expected one of {', '.join(map(repr, allowed))}"
+        for key, allowed in choices
+        if (value := getattr(config, key)) not in allowed
+    ]
+
+
+def count_faults(config: object, **usual: str) -> list[str]:
+    """A sentence for every field that is not a whole number of at least 1; `usual` says which values are."""
+    return [
+        f"{key} is {value!r}, expected a whole number of at least 1; {words}"
+        for key, words in usual.items()
+        if not isinstance(value := getattr(config, key), int) or isinstance(value, bool) or value < 1
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig(AdapterConfig):
     """A low-rank update W0 + (alpha / r) B A of chosen weights.   LoRA (arXiv 2106.09685), eq. 3
 
     Raises RecipeError where a value is impossible; names are checked against the model by `add_adapter`.
     """
+
+    method: ClassVar[str] = "lora"
+    peft_type: ClassVar[str] = "LORA"
+    implementation: ClassVar[str] = "lofi.adapters.lora"
 
     r: int = 16
     """Rank R of every update, unless `rank_pattern` says otherwise."""
@@ -40,8 +95,6 @@ class LoraConfig:
     """Which bias vectors train (as copies): "none", "all", or "lora_only", those of the adapted modules."""
     use_rslora: bool = False
     """Scale by alpha / sqrt(r) in place of alpha / r.   rsLoRA (arXiv 2312.03732)"""
-    task_type: str | None = None
-    """CAUSAL_LM, SEQ_2_SEQ_LM, SEQ_CLS or TOKEN_CLS; inferred from the model where None."""
     rank_pattern: dict[str, int] = field(default_factory=dict)
     """Rank by name suffix or regex; the first that matches wins."""
     alpha_pattern: dict[str, float] = field(default_factory=dict)
@@ -50,8 +103,6 @@ class LoraConfig:
     """Only these layer indices."""
     layers_pattern: Names = None
     """Name of the module list that the indices count in (`layers`, `h`, ...); any list where None."""
-    modules_to_save: Sequence[str] | None = None
-    """Modules trained in full, as copies beside the frozen ones; task heads are added by themselves."""
     target_parameters: Sequence[str] | None = None
     """Suffixes of fused 3-D expert parameters to adapt, e.g. `mlp.experts.gate_up_proj`."""
     trainable_token_indices: Sequence[int] | dict[str, Sequence[int]] | None = None
@@ -59,10 +110,8 @@ class LoraConfig:
     init_lora_weights: bool | str = True
     """True: A Kaiming-uniform(sqrt 5), B zero; "gaussian": A normal(1/r), B zero; False: both random (for tests)."""
 
-    def __post_init__(self) -> None:
-        faults = [*self._number_faults(), *self._choice_faults()]
-        if faults:
-            raise RecipeError("; ".join(faults))
+    def faults(self) -> list[str]:
+        return [*self._number_faults(), *self._choice_faults()]
 
     def _number_faults(self) -> list[str]:
         ranks = {"r": self.r, **{f"rank_pattern[{k}]": v for k, v in self.rank_pattern.items()}}
@@ -82,10 +131,7 @@ class LoraConfig:
         return faults
 
     def _choice_faults(self) -> list[str]:
-        faults = []
-        for key, allowed in (("bias", BIASES), ("task_type", (None, *TASK_TYPES)), ("init_lora_weights", INITS)):
-            if (value := getattr(self, key)) not in allowed:
-                faults.append(f"{key} is {value!r}, expected one of {', '.join(map(repr, allowed))}")
+        faults = [*super().faults(), *choice_faults(self, ("bias", BIASES), ("init_lora_weights", INITS))]
         if not isinstance(self.target_modules, str) and not (self.target_modules or self.target_parameters):
             faults.append(
                 f"target_modules is {self.target_modules!r}, which adapts nothing; "
@@ -98,10 +144,6 @@ class LoraConfig:
     def scale(self, rank: int, alpha: float) -> float:
         """The effective multiplier of B A: alpha / rank, or alpha / sqrt(rank) under rsLoRA."""
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
-
-    def to_dict(self) -> dict[str, object]:
-        """Plain values under PEFT's names, lists as lists."""
-        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
 
 
 def _plain(value: object) -> object:

@@ -7,6 +7,7 @@ parameters live, move and are saved with the modules they belong to.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lofi.adapters.config import LoraConfig
+from lofi.adapters.config import AdapterConfig
 from lofi.adapters.surgery import Part, own_tensors
 from lofi.adapters.switch import Switch
 from lofi.errors import AdapterFileError, TargetError
@@ -28,7 +29,7 @@ class Adapter:
     """One adapter of a model: what was asked for, what it matched, and its parts by module path."""
 
     name: str
-    config: LoraConfig
+    config: AdapterConfig
     parts: dict[str, Part]
     report: AttachReport
 
@@ -62,18 +63,40 @@ def adapter_of(model: nn.Module, name: str) -> Adapter:
 
 def adapter_tensors(model: nn.Module, name: str = "default") -> dict[str, Tensor]:
     """The live tensors that one adapter trains, sorted, keyed "<module path>.<tensor name>"."""
+    return _named(model, name, lambda part: dict(part.named_parameters()))
+
+
+def exported_tensors(model: nn.Module, name: str = "default") -> dict[str, Tensor]:
+    """What a saved folder holds of one adapter, keyed like `adapter_tensors`: the same tensors for most methods."""
+    return _named(model, name, lambda part: part.exported())
+
+
+def adapter_state(model: nn.Module, name: str = "default") -> dict[str, Tensor]:
+    """What a checkpoint holds of one adapter: `adapter_tensors` and what they are counted from (A0 and B0)."""
+    return _named(model, name, lambda part: part.state())
+
+
+def _named(model: nn.Module, name: str, held: Callable[[Part], dict[str, Tensor]]) -> dict[str, Tensor]:
     parts = adapter_of(model, name).parts
-    named = {f"{path}.{key}": tensor for path, part in parts.items() for key, tensor in part.named_parameters()}
+    named = {f"{path}.{key}": tensor for path, part in parts.items() for key, tensor in held(part).items()}
     return dict(sorted(named.items()))
 
 
-@torch.no_grad()
 def load_adapter_tensors(model: nn.Module, name: str, tensors: dict[str, Tensor]) -> None:
-    """Copy values into one adapter, strictly: a missing, extra or mis-shaped tensor is named and nothing is copied.
+    """Copy values into what one adapter trains, strictly: nothing is copied unless everything fits.
 
-    Raises AdapterFileError listing every fault.
+    Raises AdapterFileError naming every missing, extra or mis-shaped tensor.
     """
-    live = adapter_tensors(model, name)
+    _copy(adapter_tensors(model, name), name, tensors)
+
+
+def load_adapter_state(model: nn.Module, name: str, tensors: dict[str, Tensor]) -> None:
+    """`load_adapter_tensors` for all that `adapter_state` gives."""
+    _copy(adapter_state(model, name), name, tensors)
+
+
+@torch.no_grad()
+def _copy(live: dict[str, Tensor], name: str, tensors: dict[str, Tensor]) -> None:
     faults = [f"missing {key}" for key in sorted(live.keys() - tensors.keys())]
     faults += [f"unexpected {key}" for key in sorted(tensors.keys() - live.keys())]
     faults += [

@@ -4,6 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lofi.adapters.surgery import Part
+
+
+@dataclass
+class Resolved:
+    """What a config means in one model, before anything is touched."""
+
+    parts: dict[str, Part]
+    """By the path of the module that each is to be attached to."""
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ whether any active adapter has a part here; what the part computes is the part's
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
@@ -24,6 +25,8 @@ class Part(nn.Module):
     """Rank R of the update, None for parts that are not low-rank."""
     scale: float | None = None
     """Effective multiplier of B A, None for parts that are not low-rank."""
+    unmergeable: ClassVar[str | None] = None
+    """Why no weight can hold what this part computes; None where a merge can."""
 
     @staticmethod
     def run(module: Any, parts: list[Any], base: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -42,6 +45,20 @@ class Part(nn.Module):
         """True if the part changes nothing at all; None where that is no fault (biases, heads, token rows)."""
         return None
 
+    def on_attach(self, module: Any) -> None:
+        """Called when the part has been put on its module, for what must be told to others; `on_detach` undoes it."""
+
+    def on_detach(self, module: Any) -> None:
+        """Called before the part is taken off."""
+
+    def exported(self) -> dict[str, Tensor]:
+        """What a saved adapter holds of this part: the trained tensors, unless the file's form is another."""
+        return dict(self.named_parameters())
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint holds: the trained tensors and the persistent buffers, under their names here."""
+        return dict(self.state_dict(keep_vars=True))
+
 
 class Adapted:
     """Mixin in front of a module's own class: runs the active parts, or the untouched base when there is none."""
@@ -55,10 +72,22 @@ class Adapted:
         parts: list[Any] = [held[name] for name in self.switch.current() if name in held]
         if not parts:
             return base(*args, **kwargs)
-        return type(parts[0]).run(self, parts, base, *args, **kwargs)
+        if len(parts) == 1:
+            return type(parts[0]).run(self, parts, base, *args, **kwargs)
+        return _nested(self, parts, base)(*args, **kwargs)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _rebuild, (own_class(type(self)),), self.__dict__
+
+
+def _nested(module: Any, parts: list[Any], base: Callable[..., Any]) -> Callable[..., Any]:
+    """Parts of one class run together; those of another class (other methods) run around what came before."""
+    by_class: dict[type, list[Any]] = {}
+    for part in parts:
+        by_class.setdefault(type(part), []).append(part)
+    for cls, group in by_class.items():
+        base = functools.partial(cls.run, module, group, base)  # type: ignore[attr-defined]
+    return base
 
 
 class AdaptedLinear(Adapted, nn.Linear):
@@ -96,10 +125,12 @@ def attach_part(module: Any, name: str, part: Part, switch: Switch) -> None:
         module.adapters = nn.ModuleDict()
         module.switch = switch
     module.adapters[name] = part.train(module.training)
+    part.on_attach(module)
 
 
 def detach_part(module: Any, name: str) -> None:
     """Forget adapter `name` at `module`; the last part to go gives the module its own class back."""
+    module.adapters[name].on_detach(module)
     del module.adapters[name]
     if not module.adapters:
         del module.adapters, module.switch

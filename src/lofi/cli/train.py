@@ -25,7 +25,13 @@ def train(
     data: flags.Data = None,
     output: flags.Output = None,
     method: Annotated[
-        str | None, typer.Option("--method", help="lora, qlora, int8-lora or full.", metavar="NAME")
+        str | None,
+        typer.Option(
+            "--method",
+            help="lora (default), qlora, int8-lora, full, houlsby, adapter-lin, prefix, prompt, bitfit, "
+            "last-layers, lora+prefix or lora+prompt.",
+            metavar="NAME",
+        ),
     ] = None,
     dtype: Annotated[str | None, typer.Option("--dtype", help="auto, bf16, fp16 or fp32.")] = None,
     quantization: flags.Quantization = None,

@@ -1,6 +1,6 @@
 """Adapter folders: PEFT's files with lofi.json beside them, saved with proof and loaded strictly.
 
-    adapter_config.json         PEFT's keys (peft_format.py)
+    adapter_config.json         PEFT's keys (peft_format.py), or a type that PEFT does not have (own_format.py)
     adapter_model.safetensors   PEFT's tensors, float32 bits as trained
     lofi.json                   what the adapter belongs to and comes from: base fingerprint, scales, hashes, goldens
     README.md                   a model card
@@ -22,12 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from lofi.adapters.attach import add_adapter, unload
-from lofi.adapters.config import LoraConfig
-from lofi.adapters.registry import Adapter, adapter_of, adapter_tensors, load_adapter_tensors
+from lofi.adapters.config import AdapterConfig, LoraConfig
+from lofi.adapters.registry import Adapter, adapter_of, adapter_tensors, exported_tensors, load_adapter_tensors
 from lofi.errors import AdapterFileError, LofiWarning, ProofError
 from lofi.files import fingerprint, peft_format
 from lofi.files.atomic import atomic_folder, readable, refuse_foreign, write_json, write_text
 from lofi.files.card import card_text
+from lofi.files.formats import format_of, stated_format
 from lofi.files.layout import read_safetensors, refuse_non_finite, save_safetensors
 from lofi.files.provenance import hash_code, versions
 from lofi.files.quantized import in_words, quantization_of
@@ -42,7 +43,7 @@ class AdapterFolder:
     """An adapter as its folder holds it: the config, the tensors under PEFT's keys, lofi.json ({} where none)."""
 
     path: Path
-    config: LoraConfig
+    config: AdapterConfig
     tensors: dict[str, Tensor]
     record: dict[str, Any]
     peft: dict[str, Any]
@@ -62,16 +63,17 @@ def save_adapter(
     Exact   tensors bit for bit, in their own dtype
     """
     adapter = adapter_of(model, name)
-    live = adapter_tensors(model, name)
+    live = exported_tensors(model, name)
     if not live:
         raise ProofError(f"adapter {name!r} has no tensors, so there is nothing to save; check what it matched")
     refuse_non_finite(live, f"adapter {name!r}")
     refuse_dead(adapter, f"adapter {name!r}")
-    table = peft_format.slots(adapter, model)
+    form = format_of(adapter.config.peft_type)
+    table = form.slots(adapter, model)
     stored = {slot.key: peft_format.to_file(slot, live[key]) for key, slot in table.items()}
     refuse_foreign(folder, _OURS, "an adapter folder")
     with atomic_folder(folder) as aside:
-        peft = peft_format.config_to_peft(adapter, base_path=_base_path(model))
+        peft = form.to_record(adapter, base_path=_base_path(model))
         save_safetensors(aside / TENSORS, stored)
         # not write_json, which sorts: the first matching key of rank_pattern wins, so their order means something
         write_text(aside / CONFIG, json.dumps(peft, ensure_ascii=False, indent=2) + "\n")
@@ -146,7 +148,8 @@ def read_folder(folder: str | Path) -> AdapterFolder:
             "save the adapter in PEFT with safe_serialization=True"
         )
     peft = _read_json(path / CONFIG)
-    config, notes = peft_format.config_from_peft(peft, str(path / CONFIG))
+    form = stated_format(peft, str(path / CONFIG))
+    config, notes = form.from_record(peft, str(path / CONFIG))
     tensors = read_safetensors(path / TENSORS)
     if not tensors:
         raise AdapterFileError(f"{path / TENSORS} holds no tensor; train the adapter and save it again")
@@ -158,7 +161,7 @@ def read_folder(folder: str | Path) -> AdapterFolder:
         raise AdapterFileError(
             f"{path / RECORD} has format {record.get('format')!r}, this lofi reads {FORMAT}; use the lofi that wrote it"
         )
-    config = peft_format.explicit_copies(config, tensors)
+    config = form.explicit_copies(config, tensors)
     return AdapterFolder(path, config, tensors, record, peft, tuple(notes))
 
 
@@ -242,11 +245,12 @@ def _tell_quantization(read: AdapterFolder, trained_on: str | None, here: str | 
 def _fit(model: nn.Module, adapter: Adapter, read: AdapterFolder) -> dict[str, Tensor]:
     """The file's tensors under our keys; every one that does not fit is named."""
     live = adapter_tensors(model, adapter.name)
-    table = peft_format.slots(adapter, model)
+    table = format_of(adapter.config.peft_type).slots(adapter, model)
     wanted = {slot.key: peft_format.file_shape(slot, live[key]) for key, slot in table.items()}
+    rank = f" (r={adapter.config.r})" if isinstance(adapter.config, LoraConfig) else ""
     faults = [f"{key} is missing" for key in wanted if key not in read.tensors]
     faults += [
-        f"{key} has shape {tuple(read.tensors[key].shape)}, {CONFIG} (r={adapter.config.r}) and this model say {shape}"
+        f"{key} has shape {tuple(read.tensors[key].shape)}, {CONFIG}{rank} and this model say {shape}"
         for key, shape in wanted.items()
         if key in read.tensors and tuple(read.tensors[key].shape) != shape
     ]

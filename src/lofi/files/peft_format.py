@@ -66,9 +66,9 @@ _REASONS = {
 }
 
 
-def config_to_peft(adapter: Adapter, *, base_path: str | None = None) -> dict[str, Any]:
+def to_record(adapter: Adapter, *, base_path: str | None = None) -> dict[str, Any]:
     """adapter_config.json for an attached adapter: PEFT 0.21's keys, all-linear expanded to the modules it matched."""
-    config = adapter.config
+    config: Any = adapter.config
     record: dict[str, Any] = {**_DEFAULTS, **config.to_dict()}
     record |= {
         "auto_mapping": None,
@@ -114,7 +114,7 @@ def _whole(number: float) -> float:
 
 
 def _targets(adapter: Adapter) -> list[str] | str | None:
-    given = adapter.config.target_modules
+    given = adapter.config.target_modules  # type: ignore[attr-defined]
     if given == ALL_LINEAR:
         return sorted(path for path, part in adapter.parts.items() if part.kind in ("linear", "embedding"))
     return given if given is None or isinstance(given, str) else sorted(given)
@@ -125,14 +125,11 @@ def _token_indices(adapter: Adapter) -> dict[str, list[int]] | None:
     return {path: part.index.tolist() for path, part in rows.items()} or None  # type: ignore[operator, union-attr]
 
 
-def config_from_peft(record: Mapping[str, Any], where: str) -> tuple[LoraConfig, list[str]]:
+def from_record(record: Mapping[str, Any], where: str) -> tuple[LoraConfig, list[str]]:
     """LoraConfig of an adapter_config.json, and notes on keys that were left out because they are not in use.
 
     Raises  AdapterFileError naming every key that lofi does not know or have and that is in use, with the reason
     """
-    kind = record.get("peft_type")
-    if kind != "LORA":
-        raise AdapterFileError(f"{where}: peft_type is {kind!r}, expected 'LORA'; this version loads LoRA adapters")
     ours = {f.name for f in fields(LoraConfig)}
     faults, notes = [], []
     for key, value in record.items():
@@ -225,7 +222,7 @@ def slots(adapter: Adapter, model: nn.Module) -> dict[str, Slot]:
     """For every tensor of an attached adapter, keyed as `adapter_tensors` keys it, its place in PEFT's file."""
     table: dict[str, Slot] = {}
     for path, part in adapter.parts.items():
-        for name, _ in part.named_parameters():
+        for name in part.exported():
             table[f"{path}.{name}"] = _slot(path, part, name, adapter, model)
     return table
 
@@ -249,7 +246,7 @@ def _depth(module: nn.Module, parameter: str, adapted: list[str]) -> int:
     return len(order) - 1 - order.index(parameter)
 
 
-def _row_order(path: str, part: Any, config: LoraConfig) -> tuple[int, ...]:
+def _row_order(path: str, part: Any, config: Any) -> tuple[int, ...]:
     wanted: Any = config.trainable_token_indices
     if isinstance(wanted, dict):
         wanted = next(ids for name, ids in wanted.items() if path == name or path.endswith(f".{name}"))

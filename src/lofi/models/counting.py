@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from lofi.adapters.attach import add_adapter
-from lofi.adapters.config import LoraConfig
+from lofi.adapters.config import AdapterConfig
 from lofi.adapters.registry import trainable_counts
 from lofi.models.facts import check_task
 from lofi.models.load import _HEADS
@@ -49,7 +49,7 @@ def parameter_count(model: nn.Module) -> int:
     return trainable_counts(model)[1]
 
 
-def count_adapter(config: Any, adapter: LoraConfig, task: str = "CAUSAL_LM") -> Count:
+def count_adapter(config: Any, adapter: AdapterConfig, task: str = "CAUSAL_LM") -> Count:
     """What an adapter would train in a model of this config, by attaching it to the model on the meta device."""
     model = meta_model(config, task)
     add_adapter(model, adapter)

@@ -1,4 +1,4 @@
-"""The sections of a recipe, as frozen pydantic models; every default stands here once (LoRA's stand in LoraConfig).
+"""The sections of a recipe, as frozen pydantic models; every default stands here once (a method's own in its config).
 
 Knows  names, types, ranges, and which values exclude each other. Knows not  files and lines: `build` adds those.
 Rejected  accepting numbers as text ("16") and booleans as numbers: a recipe says what it means.
@@ -7,18 +7,42 @@ Rejected  accepting numbers as text ("16") and booleans as numbers: a recipe say
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any, Literal, get_type_hints
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
 import pydantic
 from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
-from lofi.adapters.config import LoraConfig
+from lofi.adapters.config import AdapterConfig, LoraConfig
+from lofi.adapters.methods import (
+    BitFitConfig,
+    HoulsbyConfig,
+    LastLayersConfig,
+    LinConfig,
+    MixedConfig,
+    PrefixConfig,
+    PromptConfig,
+)
 from lofi.errors import RecipeError
 from lofi.recipe.words import known_but_later, no_such
 from lofi.recipe.writing import resolved_yaml
 
-METHODS = ("lora", "qlora", "int8-lora", "full")
-LATER_METHODS = ("houlsby", "adapter-lin", "prefix", "prompt", "bitfit")
+SECTIONS_OF: dict[str, tuple[str, ...]] = {
+    "lora": ("lora",),
+    "qlora": ("lora",),
+    "int8-lora": ("lora",),
+    "full": (),
+    "houlsby": ("houlsby",),
+    "adapter-lin": ("adapter_lin",),
+    "prefix": ("prefix",),
+    "prompt": ("prompt",),
+    "bitfit": ("bitfit",),
+    "last-layers": ("last_layers",),
+    "lora+prefix": ("lora", "prefix"),
+    "lora+prompt": ("lora", "prompt"),
+}
+"""The methods, and which of the methods' sections each reads."""
+METHODS = tuple(SECTIONS_OF)
 TASKS = ("sft", "text", "classification", "token_classification")
 LATER_TASKS = ("preference",)
 QUANTIZATIONS = ("nf4", "int8")
@@ -35,33 +59,49 @@ class Section(pydantic.BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
-def _lora_fields() -> dict[str, Any]:
-    """Each field of LoraConfig as a pydantic field: the same type, and the default that LoraConfig owns."""
-    hints = get_type_hints(LoraConfig)
-    fields = {}
-    for field in dataclasses.fields(LoraConfig):
-        if field.default_factory is not dataclasses.MISSING:
-            fields[field.name] = (hints[field.name], Field(default_factory=field.default_factory))
-        else:
-            fields[field.name] = (hints[field.name], field.default)
-    return fields
+class MethodSection(Section):
+    """The section of a method: the fields of its config, with the defaults that the config owns."""
 
+    _config: ClassVar[type[AdapterConfig]]
 
-class _LoraSection(Section):
     @model_validator(mode="after")
-    def _config_accepts(self) -> _LoraSection:
+    def _config_accepts(self) -> MethodSection:
         try:
             self.to_config()
         except RecipeError as error:
-            raise ValueError(f"lora: {error}") from None
+            raise ValueError(f"{_key_of(self._config)}: {error}") from None
         return self
 
-    def to_config(self) -> LoraConfig:
-        """The LoraConfig that this section describes.  Raises  RecipeError if it contradicts itself."""
-        return LoraConfig(**{name: getattr(self, name) for name in type(self).model_fields})
+    def to_config(self) -> Any:
+        """The config that this section describes.  Raises  RecipeError if it contradicts itself."""
+        return self._config(**{name: getattr(self, name) for name in type(self).model_fields})
 
 
-LoraSection = pydantic.create_model("LoraSection", __base__=_LoraSection, __module__=__name__, **_lora_fields())
+def _key_of(config: type[AdapterConfig]) -> str:
+    return config.method.replace("-", "_")
+
+
+def _section(config: type[AdapterConfig]) -> Any:
+    """A section with each field of a config as a pydantic field: the same type, the default that the config owns."""
+    hints = get_type_hints(config)
+    fields: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        made = field.default_factory is not dataclasses.MISSING
+        default = Field(default_factory=field.default_factory) if made else field.default  # type: ignore[arg-type]
+        fields[field.name] = (hints[field.name], default)
+    name = config.__name__.replace("Config", "Section")
+    section = pydantic.create_model(name, __base__=MethodSection, __module__=__name__, **fields)
+    section._config = config
+    return section
+
+
+LoraSection = _section(LoraConfig)
+HoulsbySection = _section(HoulsbyConfig)
+LinSection = _section(LinConfig)
+PrefixSection = _section(PrefixConfig)
+PromptSection = _section(PromptConfig)
+BitFitSection = _section(BitFitConfig)
+LastLayersSection = _section(LastLayersConfig)
 
 
 class DataSection(Section):
@@ -83,6 +123,7 @@ class TrainSection(Section):
     micro_batch_size: Count | None = None  # rows a forward pass; None: chosen
     gradient_accumulation_steps: Count | None = None  # forward passes a step; None: follows from batch_tokens
     learning_rate: Annotated[float, Field(gt=0)] | None = None  # None: the method's own (2e-4 LoRA, 2e-5 full)
+    loraplus_lr_ratio: Annotated[float, Field(gt=0)] | None = None  # LoRA+: B learns so many times faster than A
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     save_steps: Count = 200
     eval_steps: Count | None = None  # None: each epoch
@@ -136,6 +177,12 @@ class Recipe(Section):
     task: str | None = None  # None: inferred from the columns
     quantization: str | None = None  # of the frozen base; the method's own under qlora and int8-lora
     lora: LoraSection = Field(default_factory=LoraSection)  # type: ignore[valid-type]
+    houlsby: HoulsbySection = Field(default_factory=HoulsbySection)  # type: ignore[valid-type]
+    adapter_lin: LinSection = Field(default_factory=LinSection)  # type: ignore[valid-type]
+    prefix: PrefixSection = Field(default_factory=PrefixSection)  # type: ignore[valid-type]
+    prompt: PromptSection = Field(default_factory=PromptSection)  # type: ignore[valid-type]
+    bitfit: BitFitSection = Field(default_factory=BitFitSection)  # type: ignore[valid-type]
+    last_layers: LastLayersSection = Field(default_factory=LastLayersSection)  # type: ignore[valid-type]
     data: DataSection
     train: TrainSection = Field(default_factory=TrainSection)
     output: Annotated[str, Field(min_length=1)]
@@ -145,7 +192,7 @@ class Recipe(Section):
     @field_validator("method")
     @classmethod
     def _known_method(cls, value: str) -> str:
-        return _one_of("method", value, METHODS, LATER_METHODS)
+        return _one_of("method", value, METHODS, ())
 
     @field_validator("task")
     @classmethod
@@ -185,6 +232,15 @@ class Recipe(Section):
         """Whether the base stays as it is and an adapter beside it trains (every method but full)."""
         return self.method != "full"
 
+    def adapter_config(self) -> AdapterConfig | None:
+        """The config of the adapter that the method trains; None for full fine-tuning."""
+        configs = [getattr(self, section).to_config() for section in SECTIONS_OF[self.method]]
+        return MixedConfig(configs=configs) if len(configs) > 1 else configs[0] if configs else None
+
+    def values(self) -> dict[str, Any]:
+        """The recipe as plain values, without the sections of methods that this one does not read."""
+        return without_unread(self.model_dump(mode="json"), self.method)
+
     @property
     def origins(self) -> dict[str, Origin]:
         """Dotted key -> "default", "file" or "command line"."""
@@ -192,7 +248,13 @@ class Recipe(Section):
 
     def resolved_yaml(self) -> str:
         """The whole recipe as YAML, each value with its origin in a comment; reading it gives this recipe again."""
-        return resolved_yaml(self.model_dump(mode="json"), self._origins)
+        return resolved_yaml(self.values(), self._origins)
+
+
+def without_unread(values: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """A recipe's keys (nested or dotted) without the sections that belong to other methods."""
+    others = {section for sections in SECTIONS_OF.values() for section in sections} - set(SECTIONS_OF[method])
+    return {key: value for key, value in values.items() if key.partition(".")[0] not in others}
 
 
 def method_over(quantization: str) -> str:

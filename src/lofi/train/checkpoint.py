@@ -1,7 +1,7 @@
 """What a checkpoint folder holds, and how it is read back: safetensors and JSON only.
 
     model.safetensors           a model without adapters: its parameters and buffers under their own names (tied once)
-    adapters/NAME.safetensors   else only what each adapter trains, under the model's own names, float32 masters
+    adapters/NAME.safetensors   else what each adapter trains, and started from where that counts, float32
     optimizer.*, scheduler.*, scaler.*, rng.*     nested state as .safetensors + .json (lofi.files.tensors)
     progress.json, training_args.json, trainer_state.json
     checkpoint.json             written last: every file with its size; a folder without it, or that does not agree
@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lofi.adapters.registry import adapter_tensors, adapters_of, base_state, load_adapter_tensors
+from lofi.adapters.registry import adapter_state, adapters_of, base_state, load_adapter_state
 from lofi.errors import AdapterFileError, LofiError
 from lofi.files.atomic import write_json
 from lofi.files.tensors import read_safetensors, save_safetensors
@@ -40,7 +40,7 @@ def write_weights(model: nn.Module, folder: Path) -> None:
         return
     (folder / "adapters").mkdir(exist_ok=True)
     for name in names:
-        save_safetensors(folder / "adapters" / f"{name}.safetensors", adapter_tensors(model, name))
+        save_safetensors(folder / "adapters" / f"{name}.safetensors", adapter_state(model, name))
 
 
 def read_weights(model: nn.Module, folder: Path) -> None:
@@ -52,7 +52,7 @@ def read_weights(model: nn.Module, folder: Path) -> None:
     if not names:
         _fill(base_state(model), read_safetensors(folder / "model.safetensors"), folder)
     for name in names:
-        load_adapter_tensors(model, name, read_safetensors(folder / "adapters" / f"{name}.safetensors"))
+        load_adapter_state(model, name, read_safetensors(folder / "adapters" / f"{name}.safetensors"))
 
 
 @torch.no_grad()

@@ -92,7 +92,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _refuse_differences(folder: RunFolder, recipe: Recipe, record: Mapping[str, Any]) -> None:
-    before, now = flat(record["recipe"]), flat(recipe.model_dump(mode="json"))
+    before, now = flat(record["recipe"]), flat(recipe.values())
     keys = sorted(k for k in before.keys() | now.keys() if k not in _MAY_DIFFER and before.get(k) != now.get(k))
     if keys:
         told = "; ".join(f"{k} was {before.get(k)!r}, is now {now.get(k)!r}" for k in keys[:5])
@@ -125,7 +125,7 @@ def open_folder(folder: RunFolder, recipe: Recipe, chosen: Chosen, *, data: Mapp
     with disk_errors(folder.path):
         folder.checkpoints.mkdir(parents=True, exist_ok=True)
     write_text(folder.recipe, recipe.resolved_yaml())
-    record = {"format": 1, "recipe": recipe.model_dump(mode="json"), "choices": chosen.to_dict()}
+    record = {"format": 1, "recipe": recipe.values(), "choices": chosen.to_dict()}
     write_json(folder.chosen, record | {"data": dict(data), "base": base})
 
 

@@ -186,9 +186,10 @@ def _adapt(recipe: Recipe, model: Any, prepared: Any) -> Any:
     from lofi.models.checkpointing import enable
 
     report = None
-    if recipe.trains_adapter:
-        lora, note = with_stop_row(model, recipe.lora.to_config(), prepared.text_format)
-        report = add_adapter(model, lora)
+    asked = recipe.adapter_config()
+    if asked is not None:
+        config, note = with_stop_row(model, asked, prepared.text_format)
+        report = add_adapter(model, config)
         report.notes += [note] if note else []
     else:
         model.requires_grad_(True)
@@ -206,13 +207,30 @@ def with_stop_row(model: Any, config: Any, text_format: Any) -> tuple[Any, str |
 
     stops = text_format.stop_ids[:1] if text_format is not None else []
     twins = twin_tokens(model, stops[0]) if stops else 0
-    if not twins or config.trainable_token_indices is not None or _adapts_embedding(model, config):
+    lora = _lora_in(config)
+    if not twins or (lora and (lora.trainable_token_indices is not None or _adapts_embedding(model, lora))):
         return config, None
     fact = f"the stop token (id {stops[0]}) has nearly the same row in the output head as {twins} others"
+    if lora is None:
+        return config, f"{fact}, and {config.method} does not train it: answers may not end; lora trains that row too"
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if embedding.weight is head.weight:
-        return replace(config, trainable_token_indices=list(stops)), f"{fact}, so its own row trains too"
+        with_row = _with_lora(config, replace(lora, trainable_token_indices=list(stops)))
+        return with_row, f"{fact}, so its own row trains too"
     return config, f"{fact}: add the output head to lora.target_modules, or answers will not end"
+
+
+def _lora_in(config: Any) -> Any:
+    """The LoRA config that a config is or holds; None where there is none."""
+    held = getattr(config, "configs", (config,))
+    return next((one for one in held if one.method == "lora"), None)
+
+
+def _with_lora(config: Any, lora: Any) -> Any:
+    """The config with its LoRA part replaced."""
+    if config.method == "lora":
+        return lora
+    return replace(config, configs=[lora if one.method == "lora" else one for one in config.configs])
 
 
 def _adapts_embedding(model: Any, config: Any) -> bool:

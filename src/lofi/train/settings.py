@@ -17,9 +17,23 @@ from lofi.errors import RecipeError
 from lofi.recipe import Recipe
 from lofi.train.seeds import stream
 
-LEARNING_RATE = {"lora": 2.0e-4, "qlora": 2.0e-4, "int8-lora": 2.0e-4, "full": 2.0e-5}
+LEARNING_RATE = {
+    "lora": 2.0e-4,
+    "qlora": 2.0e-4,
+    "int8-lora": 2.0e-4,
+    "full": 2.0e-5,
+    "houlsby": 1.0e-4,
+    "adapter-lin": 1.0e-4,
+    "prefix": 5.0e-3,
+    "prompt": 1.0e-3,
+    "bitfit": 1.0e-3,
+    "last-layers": 2.0e-5,
+    "lora+prefix": 2.0e-4,
+    "lora+prompt": 2.0e-4,
+}
 """Peak learning rates; an adapter's best is about ten times full fine-tuning's (LoRA Without Regret, 2025), and a
-quantized base does not move it (QLoRA, arXiv 2305.14314, trains 7B and 13B at 2e-4)."""
+quantized base does not move it (QLoRA, arXiv 2305.14314, trains 7B and 13B at 2e-4). Bottlenecks: LoRA (arXiv
+2106.09685), table 12. Prefix and prompt tuning: the best rows of PEFT's method comparison. BitFit: arXiv 2106.10199."""
 CPU_FORWARD_TOKENS = 2048
 """More tokens a forward pass gain nothing on a CPU: 512 to 4096 of them were equally fast (lofi-tiny, LoRA, bf16)."""
 MEMORY_SHARE = 0.4
