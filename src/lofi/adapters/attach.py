@@ -25,7 +25,8 @@ def add_adapter(model: nn.Module, config: AdapterConfig | None = None, name: str
     """Put a new adapter on `model`, in place: the base is frozen, its weights keep their names and bits.
 
     The config's class says the method (LoraConfig, HoulsbyConfig, ...; LoRA where None), and the model starts as its
-    base unless the config asks for another start. The adapter becomes the active one if none is. The report lists what matched and what was left out.
+    base unless the config asks for another start. The adapter becomes the active one if none is. The report
+    lists what matched and what was left out.
     Dtypes  adapter tensors are float32 whatever the base's dtype
     Raises  TargetError if a pattern matches nothing or the name is taken; the model is then as it was
     """
