@@ -47,7 +47,7 @@ def request_for(small_model, data, tmp_path):
     [
         ("train.learning_rat=1", "did you mean train.learning_rate?"),
         ("method=lorra", "did you mean lora?"),
-        ("method=houlsby", "not in this version"),
+        ("method=houlsbi", "did you mean houlsby"),
         ("quantization=nf5", "did you mean nf4?"),
         ("lora.r=0", "r is 0"),
         ("train.learning_rate=-0.1", "train.learning_rate is -0.1, expected a number above 0"),

@@ -383,7 +383,7 @@ def test_an_impossible_value_in_the_config_is_named(saved, key, value):
 
 def test_another_kind_of_adapter_is_refused(saved):
     edit_json(saved, "adapter_config.json", peft_type="IA3")
-    with pytest.raises(AdapterFileError, match="peft_type is 'IA3', expected 'LORA'"):
+    with pytest.raises(AdapterFileError, match="peft_type is 'IA3', expected one of LORA, LOFI_HOULSBY"):
         read_folder(saved)
 
 
