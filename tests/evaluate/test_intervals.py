@@ -35,7 +35,7 @@ def test_perplexity_weighs_tokens_not_rows():
 def test_the_resampled_statistic_is_that_of_the_rows_drawn():
     """The naive form: index the rows, apply the statistic to their sum."""
     rows = np.random.default_rng(2).random((37, 2)) + 0.5
-    weights = np.concatenate(list(intervals._resamples(37, 50, 7)))
+    weights = np.concatenate(list(intervals.resamples(37, 50, 7)))
     naive = [ratio(np.repeat(rows, row.astype(int), axis=0).sum(0)) for row in weights]
     assert weights.sum(1).tolist() == [37.0] * 50
     np.testing.assert_allclose(ratio(weights @ rows), naive, rtol=1e-12)
@@ -48,9 +48,9 @@ def test_the_same_seed_gives_the_same_interval_and_another_seed_another():
 
 
 def test_the_block_size_changes_no_draw(monkeypatch):
-    whole = np.concatenate(list(intervals._resamples(11, 40, 0)))
+    whole = np.concatenate(list(intervals.resamples(11, 40, 0)))
     monkeypatch.setattr(intervals, "_BLOCK", 70)
-    blocks = list(intervals._resamples(11, 40, 0))
+    blocks = list(intervals.resamples(11, 40, 0))
     assert len(blocks) > 1
     np.testing.assert_array_equal(np.concatenate(blocks), whole)
 

@@ -73,8 +73,8 @@ def bootstrap(
     value = float(statistic(table.sum(0)))
     if len(table) == 1:
         return Interval(value, None, None)
-    drawn = np.concatenate([statistic(weights @ table) for weights in _resamples(len(table), n, seed)])
-    low, high = _quantiles(drawn, level)
+    drawn = np.concatenate([statistic(weights @ table) for weights in resamples(len(table), n, seed)])
+    low, high = quantiles(drawn, level)
     return Interval(value, low, high)
 
 
@@ -99,11 +99,9 @@ def paired_test(
     if len(ours) == 1:
         return Difference(difference, None, None, None)
     drawn = np.concatenate(
-        [statistic(weights @ ours) - statistic(weights @ theirs) for weights in _resamples(len(ours), n, seed)]
+        [statistic(weights @ ours) - statistic(weights @ theirs) for weights in resamples(len(ours), n, seed)]
     )
-    low, high = _quantiles(drawn, level)
-    rarer = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
-    return Difference(difference, low, high, min(1.0, 2 * (1 + rarer) / (n + 1)))
+    return Difference(difference, *quantiles(drawn, level), two_sided(drawn))
 
 
 def _table(rows: ArrayLike) -> Array:
@@ -115,8 +113,8 @@ def _table(rows: ArrayLike) -> Array:
     return table
 
 
-def _resamples(rows: int, n: int, seed: int) -> Iterator[Array]:
-    """How often each row is drawn, in blocks of resamples; the draws do not depend on the block's size."""
+def resamples(rows: int, n: int, seed: int) -> Iterator[Array]:
+    """How often each row is drawn (n, N), in blocks of resamples; the draws do not depend on the block's size."""
     rng = np.random.default_rng(seed)
     block = max(1, _BLOCK // rows)
     for start in range(0, n, block):
@@ -125,6 +123,13 @@ def _resamples(rows: int, n: int, seed: int) -> Iterator[Array]:
         yield np.bincount(drawn.ravel(), minlength=size * rows).reshape(size, rows).astype(np.float64)
 
 
-def _quantiles(drawn: Array, level: float) -> tuple[float, float]:
+def two_sided(drawn: Array) -> float:
+    """The p of resampled differences: 2 (1 + the rarer sign's count, zeros with both) / (n + 1), at most 1."""
+    rarer = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
+    return min(1.0, 2 * (1 + rarer) / (len(drawn) + 1))
+
+
+def quantiles(drawn: Array, level: float) -> tuple[float, float]:
+    """The (1 -+ level)/2 quantiles of resampled figures."""
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
