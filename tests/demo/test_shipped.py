@@ -1,0 +1,52 @@
+"""What ships, by name: paths in place of `demo:` names, rows written once."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from lofi.demo import shipped
+from lofi.demo.shipped import ROWS, with_shipped
+from lofi.errors import RecipeError
+
+
+@pytest.fixture(autouse=True)
+def few_rows(monkeypatch):
+    monkeypatch.setattr(shipped, "ROWS", {name: (split, 7) for name, (split, _) in ROWS.items()})
+
+
+def test_names_anywhere_in_nested_values_become_paths_and_the_rest_stays(tmp_path, lofi_tiny):
+    values = {"model": "demo:model", "data": {"train": "demo:train"}, "seeds": [0, 1], "pair": ("demo:test", "x")}
+    found = with_shipped(values, tmp_path / "data")
+    assert found["model"] == str(lofi_tiny) and found["seeds"] == [0, 1]
+    assert found["data"] == {"train": str(tmp_path / "data" / "train.jsonl")}
+    assert found["pair"] == (str(tmp_path / "data" / "test.jsonl"), "x")
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["test.jsonl", "train.jsonl"]
+    assert values["model"] == "demo:model"
+
+
+def test_rows_are_the_same_every_time_and_a_file_that_is_there_is_kept(tmp_path):
+    one, two = (with_shipped("demo:train", tmp_path / name) for name in ("one", "two"))
+    text = (tmp_path / "one" / "train.jsonl").read_text(encoding="utf-8")
+    assert text == (tmp_path / "two" / "train.jsonl").read_text(encoding="utf-8") and one != two
+    rows = [json.loads(line) for line in text.splitlines()]
+    assert len(rows) == 7 and all(row["prompt"] and row["completion"] for row in rows)
+    (tmp_path / "one" / "train.jsonl").write_text("mine\n")
+    assert with_shipped("demo:train", tmp_path / "one") == one
+    assert (tmp_path / "one" / "train.jsonl").read_text() == "mine\n"
+
+
+def test_validation_and_test_share_no_row_with_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(shipped, "ROWS", ROWS)
+    prompts = {}
+    for name in ROWS:
+        path = tmp_path / f"{name}.jsonl"
+        with_shipped(f"demo:{name}", tmp_path)
+        prompts[name] = {json.loads(line)["prompt"] for line in path.read_text(encoding="utf-8").splitlines()}
+    assert not prompts["train"] & prompts["validation"] and not prompts["train"] & prompts["test"]
+
+
+def test_a_name_that_does_not_ship_is_refused_with_those_that_do(tmp_path):
+    with pytest.raises(RecipeError, match=r"'demo:tran', expected one of .*did you mean demo:train\?"):
+        with_shipped({"data": {"train": "demo:tran"}}, tmp_path)
