@@ -28,12 +28,19 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     return _build(values, overrides, where=str(path), lines=lines, faults=twice)
 
 
-def make_recipe(values: Mapping[str, Any], overrides: Iterable[str] = (), *, where: str = "the request") -> Recipe:
+def make_recipe(
+    values: Mapping[str, Any],
+    overrides: Iterable[str] = (),
+    *,
+    where: str = "the request",
+    lines: dict[str, int] | None = None,
+) -> Recipe:
     """The recipe in a nested mapping (flags, or Python); its values count as given on the command line.
 
+    lines   the line of each dotted key, where the values stand in the file `where` (a study's); they count as its own
     Raises  RecipeError as `load_recipe`, with `where` in place of the file
     """
-    return _build(dict(values), overrides, where=where, lines=None, faults=[])
+    return _build(dict(values), overrides, where=where, lines=lines, faults=[])
 
 
 def _build(
@@ -49,7 +56,7 @@ def _build(
     nested = _nest({key: value for key, value in flat.items() if key in known}, sections)
     recipe, more = _validate(nested, places, known)
     if recipe is None or faults:
-        raise RecipeError(_one_message(where, faults + more))
+        raise RecipeError(one_message(where, faults + more))
     recipe._origins.update({key: origins.get(key, "default") for key in known if key not in sections})
     return recipe
 
@@ -110,7 +117,8 @@ def _nest(flat: dict[str, Any], sections: set[str]) -> dict[str, Any]:
     return nested
 
 
-def _one_message(where: str, faults: list[str]) -> str:
+def one_message(where: str, faults: list[str]) -> str:
+    """All faults of a file as one message: a sentence with its line, or a list of them."""
     if len(faults) == 1:
         first = faults[0]
         line, colon, rest = first.removeprefix("line ").partition(": ")

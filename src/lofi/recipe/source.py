@@ -45,8 +45,10 @@ def read_yaml(path: str | Path) -> tuple[dict[str, Any], dict[str, int], list[st
     return parse_yaml(text, str(path))
 
 
-def parse_yaml(text: str, where: str) -> tuple[dict[str, Any], dict[str, int], list[str]]:
-    """As `read_yaml`, from text; `where` names it in errors."""
+def parse_yaml(
+    text: str, where: str, *, what: str = "recipe", keys: str = "model, data and output"
+) -> tuple[dict[str, Any], dict[str, int], list[str]]:
+    """As `read_yaml`, from text; `where` names it in errors, `what` it should be, and some of its `keys`."""
     try:
         loader = Loader(text)
         node = loader.get_single_node()
@@ -54,7 +56,7 @@ def parse_yaml(text: str, where: str) -> tuple[dict[str, Any], dict[str, int], l
     except yaml.YAMLError as error:
         raise RecipeError(f"{_place(where, error)}: this is no YAML ({_problem(error)}); correct the line") from None
     if not isinstance(values, dict):
-        raise RecipeError(f"{where} holds no recipe; expected keys such as model, data and output")
+        raise RecipeError(f"{where} holds no {what}; expected keys such as {keys}")
     lines: dict[str, int] = {}
     twice: list[str] = []
     _walk(node, "", lines, twice)
