@@ -33,6 +33,8 @@ class AdapterConfig:
     peft_type: ClassVar[str]
     """What adapter_config.json calls it: PEFT's word where PEFT has the method, else one that begins with LOFI_."""
     implementation: ClassVar[str]
+    unmergeable: ClassVar[str | None] = None
+    """Why no merge can hold this method, in words that follow "because"; None where one can."""
 
     task_type: str | None = None
     """CAUSAL_LM, SEQ_2_SEQ_LM, SEQ_CLS or TOKEN_CLS; inferred from the model where None."""
@@ -46,6 +48,14 @@ class AdapterConfig:
     def faults(self) -> list[str]:
         """Every impossible value, as a sentence each."""
         return choice_faults(self, ("task_type", (None, *TASK_TYPES)))
+
+    def why_unmergeable(self) -> str | None:
+        """Why no merge can hold an adapter of this config; None where one can."""
+        return self.unmergeable
+
+    def finished(self) -> AdapterConfig:
+        """The config of the trained adapter as a folder holds it: without what only said where training starts."""
+        return self
 
     def to_dict(self) -> dict[str, object]:
         """Plain values under PEFT's names, lists as lists."""

@@ -6,23 +6,27 @@ Imports no torch, because recipes are checked without it. Every config construct
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
 from lofi.adapters.config import AdapterConfig, LoraConfig, Names, choice_faults, count_faults
 
 ACTIVATIONS = ("gelu", "relu", "silu", "tanh")
 BOTTLENECK_INITS = ("zero", "normal")
+PREFIX_INITS = ("vocab", "random")
 PROMPT_INITS = ("RANDOM", "SAMPLE_VOCAB", "TEXT")
+VIRTUAL_UNMERGEABLE = "its virtual tokens are read by attention beside the text, and belong to no weight"
+BOTTLENECK_UNMERGEABLE = "a bottleneck is a layer of its own, with a non-linearity that no weight can hold"
 
 
 @dataclass(frozen=True, kw_only=True)
 class HoulsbyConfig(AdapterConfig):
-    """Two bottlenecks a block, x + U f(D x + d) + u, after attention and after the MLP.   Houlsby (arXiv 1902.00751)"""
+    """A bottleneck y + U f(D y + d) + u after attention and one after the MLP.   Houlsby et al. (arXiv 1902.00751)"""
 
     method: ClassVar[str] = "houlsby"
     peft_type: ClassVar[str] = "LOFI_HOULSBY"
     implementation: ClassVar[str] = "lofi.adapters.bottleneck"
+    unmergeable: ClassVar[str | None] = BOTTLENECK_UNMERGEABLE
 
     bottleneck_size: int = 64
     """Width of the bottleneck; a block trains 2 (2 D m + D + m) parameters at width m."""
@@ -43,11 +47,12 @@ class HoulsbyConfig(AdapterConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class LinConfig(AdapterConfig):
-    """One bottleneck a block, x + U f(D norm(x) + d) + u, after the MLP.   Lin, Madotto and Fung (arXiv 2004.03829)"""
+    """One bottleneck h + U f(D norm(h) + d) + u on each block's output.   Lin, Madotto and Fung (arXiv 2004.03829)"""
 
     method: ClassVar[str] = "adapter-lin"
     peft_type: ClassVar[str] = "LOFI_LIN"
     implementation: ClassVar[str] = "lofi.adapters.bottleneck"
+    unmergeable: ClassVar[str | None] = BOTTLENECK_UNMERGEABLE
 
     bottleneck_size: int = 64
     """Width of the bottleneck; a block trains 2 D m + D + m + 2 D parameters at width m."""
@@ -66,21 +71,34 @@ class LinConfig(AdapterConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PrefixConfig(AdapterConfig):
-    """Trained keys and values before those of every layer's tokens.   Prefix tuning (arXiv 2101.00190), sec. 4"""
+    """Trained keys and values before those of every layer's tokens.   Prefix tuning (arXiv 2101.00190), sec. 4
+
+    The model does not start as its base: whatever a prefix holds takes attention away from the tokens.
+    """
 
     method: ClassVar[str] = "prefix"
     peft_type: ClassVar[str] = "PREFIX_TUNING"
     implementation: ClassVar[str] = "lofi.adapters.prefix"
+    unmergeable: ClassVar[str | None] = VIRTUAL_UNMERGEABLE
 
     num_virtual_tokens: int = 20
     """Positions that the prefix takes."""
     prefix_projection: bool = False
     """Train through an MLP, which is dropped when the adapter is saved (sec. 4.3)."""
     encoder_hidden_size: int | None = None
-    """Hidden width of that MLP; None: the width of the model."""
+    """Hidden width of that MLP; None: the width of a layer's keys."""
+    init: str | None = None
+    """"vocab": keys and values of tokens drawn from the vocabulary (sec. 7.4: real words train best); "random":
+    normal(1), as in PEFT. None: "vocab", or "random" with prefix_projection, whose MLP cannot start elsewhere."""
+
+    def finished(self) -> AdapterConfig:
+        return replace(self, prefix_projection=False, encoder_hidden_size=None, init="random")
 
     def faults(self) -> list[str]:
         faults = [*super().faults(), *count_faults(self, num_virtual_tokens="usual numbers are 5 to 100")]
+        faults += choice_faults(self, ("init", (None, *PREFIX_INITS)))
+        if self.prefix_projection and self.init == "vocab":
+            faults.append("init is 'vocab', which an MLP cannot start at; leave it out, or prefix_projection")
         if self.encoder_hidden_size is not None:
             faults += count_faults(self, encoder_hidden_size="512 is usual")
             if not self.prefix_projection:
@@ -90,11 +108,15 @@ class PrefixConfig(AdapterConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PromptConfig(AdapterConfig):
-    """Trained embeddings before those of the input.   Prompt tuning (arXiv 2104.08691)"""
+    """Trained embeddings before those of the input.   Prompt tuning (arXiv 2104.08691)
+
+    The model does not start as its base but as the base with P more tokens before its input.
+    """
 
     method: ClassVar[str] = "prompt"
     peft_type: ClassVar[str] = "PROMPT_TUNING"
     implementation: ClassVar[str] = "lofi.adapters.prompt"
+    unmergeable: ClassVar[str | None] = VIRTUAL_UNMERGEABLE
 
     num_virtual_tokens: int = 20
     """Embeddings that train."""
@@ -102,6 +124,9 @@ class PromptConfig(AdapterConfig):
     """"RANDOM": normal, as spread as the embedding; "SAMPLE_VOCAB": rows drawn from it; "TEXT": those of a text."""
     prompt_tuning_init_text: str | None = None
     """The text whose embeddings are the start, repeated or cut to the number of virtual tokens."""
+
+    def finished(self) -> AdapterConfig:
+        return replace(self, prompt_tuning_init="RANDOM", prompt_tuning_init_text=None)
 
     def faults(self) -> list[str]:
         faults = [*super().faults(), *count_faults(self, num_virtual_tokens="usual numbers are 5 to 100")]
@@ -155,6 +180,13 @@ class MixedConfig(AdapterConfig):
         if len(names) < 2 or len(set(names)) < len(names) or "MixedConfig" in names:
             faults.append(f"configs holds {', '.join(names) or 'nothing'}, expected at least two of different methods")
         return faults
+
+    def why_unmergeable(self) -> str | None:
+        """The reason of the first config that cannot be merged."""
+        return next((reason for config in self.configs if (reason := config.why_unmergeable())), None)
+
+    def finished(self) -> AdapterConfig:
+        return replace(self, configs=tuple(config.finished() for config in self.configs))
 
     def to_dict(self) -> dict[str, object]:
         own = {f.name: getattr(self, f.name) for f in fields(AdapterConfig)}

@@ -22,6 +22,7 @@ from lofi.errors import TargetError
 Choice = str | Iterable[str] | None
 
 _OVERRIDES: ContextVar[tuple[tuple[Switch, tuple[str, ...]], ...]] = ContextVar("lofi_adapter_choice", default=())
+_HANDED: ContextVar[tuple[tuple[Any, Any], ...]] = ContextVar("lofi_handed_down", default=())
 
 
 class Switch:
@@ -61,6 +62,21 @@ class Switch:
         self.default = state["default"]
 
 
+@contextmanager
+def handing_down(owner: Any, value: Any) -> Iterator[None]:
+    """Inside the block, parts deeper in the model get `value` from `handed_by(owner)`; recomputation gets it again."""
+    token = _HANDED.set((*_HANDED.get(), (owner, value)))
+    try:
+        yield
+    finally:
+        _HANDED.reset(token)
+
+
+def handed_by(owner: Any) -> Any:
+    """What the forward of an outer part hands to the parts inside; None outside of such a forward."""
+    return next((value for giver, value in reversed(_HANDED.get()) if giver is owner), None)
+
+
 def switch_of(model: nn.Module) -> Switch:
     """The switch of an adapted model; TargetError where the model has no adapter."""
     registry = model.__dict__.get("lofi_registry")
@@ -92,7 +108,7 @@ def using(model: nn.Module, name: Choice) -> Iterator[nn.Module]:
     backward runs after the block or in another thread. Raises TargetError if a name is unknown.
     """
     switch, names = switch_of(model), _names(model, name)
-    _guard_checkpointing(model)
+    guard_checkpointing(model, switch)
     with switch.overridden(names):
         yield model
 
@@ -108,7 +124,17 @@ def checkpoint_contexts(model: nn.Module) -> Callable[[], tuple[AbstractContextM
 
 
 def _contexts(switch: Switch) -> tuple[AbstractContextManager, AbstractContextManager]:
-    return nullcontext(), switch.overridden(switch.current())
+    return nullcontext(), _as_now(switch, switch.current(), _HANDED.get())
+
+
+@contextmanager
+def _as_now(switch: Switch, names: tuple[str, ...], handed: tuple[tuple[Any, Any], ...]) -> Iterator[None]:
+    token = _HANDED.set(handed)
+    try:
+        with switch.overridden(names):
+            yield
+    finally:
+        _HANDED.reset(token)
 
 
 def _names(model: nn.Module, choice: Choice) -> tuple[str, ...]:
@@ -122,8 +148,8 @@ def _names(model: nn.Module, choice: Choice) -> tuple[str, ...]:
     return names
 
 
-def _guard_checkpointing(model: nn.Module) -> None:
-    """Give the checkpointing that transformers set up on this model our contexts; refuse the reentrant kind."""
+def guard_checkpointing(model: nn.Module, switch: Switch) -> None:
+    """Give the checkpointing that transformers set up inside `model` our contexts; refuse the reentrant kind."""
     if not model.training:
         return
     module: Any
@@ -134,7 +160,8 @@ def _guard_checkpointing(model: nn.Module) -> None:
             continue
         if keywords.get("use_reentrant", True):
             raise TargetError(
-                "using() cannot follow reentrant gradient checkpointing, which recomputes with another adapter; "
+                "adapters cannot follow reentrant gradient checkpointing, which recomputes without them; "
                 "enable it with gradient_checkpointing_kwargs={'use_reentrant': False}"
             )
-        module._gradient_checkpointing_func = functools.partial(function, context_fn=checkpoint_contexts(model))
+        contexts = functools.partial(_contexts, switch)
+        module._gradient_checkpointing_func = functools.partial(function, context_fn=contexts)
