@@ -12,13 +12,15 @@ from lofi.adapters.embedding import EmbeddingFactors
 from lofi.adapters.experts import ExpertFactors
 from lofi.adapters.linear import LinearFactors, product_of
 from lofi.adapters.report import Resolved
-from lofi.adapters.rows import HeadRows, TokenRows
+from lofi.adapters.rows import HeadRows, SharedRows, TokenRows
 from lofi.adapters.surgery import Part, named_base_modules
 from lofi.adapters.target import (
     by_pattern,
     expert_parameters,
     named_modules_for,
     output_head,
+    reading_embeddings,
+    refuse_unread,
     target_modules,
     target_parameters,
 )
@@ -42,6 +44,7 @@ def _parts(model: nn.Module, config: LoraConfig, saved: dict[str, nn.Module]) ->
     clash = [path for path in chosen if path in rows]
     if clash:
         raise TargetError(f"{clash[0]} is both in target_modules and in trainable_token_indices; choose one of them")
+    refuse_unread(model, chosen)
     for path, module in chosen.items():
         yield path, _low_rank_part(path, module, config)
     for path, names in experts.items():
@@ -92,8 +95,9 @@ def _token_rows(model: nn.Module, config: LoraConfig) -> dict[str, list[int]]:
 
 
 def _add_tied_rows(model: nn.Module, parts: dict[str, Part]) -> None:
-    """The head that shares the embedding's weight must speak the new rows too."""
+    """The head that shares the embedding's weight must speak the new rows too; encoder and decoder must read them."""
     head = output_head(model)
+    readers = reading_embeddings(model)
     for path, part in list(parts.items()):
         if isinstance(part, TokenRows) and head is not None and model.get_submodule(path).weight is head.weight:
             head_path = next(p for p, m in named_base_modules(model) if m is head)
@@ -103,6 +107,8 @@ def _add_tied_rows(model: nn.Module, parts: dict[str, Part]) -> None:
                     "target_modules and modules_to_save"
                 )
             parts[head_path] = HeadRows(part)
+        if isinstance(part, TokenRows) and any(model.get_submodule(path) is owner for owner in readers.values()):
+            parts |= {reader: SharedRows(part) for reader in readers}
 
 
 def _bias_parts(model: nn.Module, taken: set[str]) -> Iterator[tuple[str, Part]]:

@@ -1,7 +1,8 @@
 """New tokens: only their own rows of the embedding train, as a small copy beside the frozen matrix.
 
 Where the output head shares the embedding's weight, the new rows must speak there too: `HeadRows` replaces those
-tokens' logits with products against the same trained rows.
+tokens' logits with products against the same trained rows. Encoder-decoders read tokens through embeddings of encoder
+and decoder that share the weight of the one that the model names: there `SharedRows` stands.
 """
 
 from __future__ import annotations
@@ -81,3 +82,11 @@ class HeadRows(Part):
 
     def merged(self, tensor_name: str, base: Tensor) -> Tensor:
         return self.__dict__["owner"].merged(tensor_name, base)
+
+
+class SharedRows(HeadRows):
+    """The same trained rows in another embedding that shares the weight; holds no tensor itself."""
+
+    @staticmethod
+    def run(module: Any, parts: list[Any], base: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+        return TokenRows.run(module, [part.owner for part in parts], base, *args, **kwargs)

@@ -132,6 +132,32 @@ def output_head(model: nn.Module) -> nn.Module | None:
         return None
 
 
+def reading_embeddings(model: Any) -> dict[str, nn.Module]:
+    """Where an encoder-decoder reads its tokens, if not through the embedding that it names: {path: the one it names}.
+
+    T5's and BART's `shared` only owns the weight; encoder and decoder have an embedding each that shares it.
+    """
+    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return {}
+    owner = model.get_input_embeddings()
+    return {
+        path: owner
+        for path, module in named_base_modules(model)
+        if isinstance(module, nn.Embedding) and module is not owner and module.weight is owner.weight
+    }
+
+
+def refuse_unread(model: Any, chosen: Mapping[str, nn.Module]) -> None:
+    """Raise TargetError if the embedding that an encoder-decoder never calls is to be adapted."""
+    readers = reading_embeddings(model)
+    unread = [path for path, module in chosen.items() if any(module is owner for owner in readers.values())]
+    if unread:
+        raise TargetError(
+            f"{unread[0]} only holds the weight that {' and '.join(readers)} read, so an adapter on it is never "
+            "called; name those in target_modules"
+        )
+
+
 def _meant(path: str, module: nn.Module, model: nn.Module, config: LoraConfig) -> bool:
     if config.target_modules != ALL_LINEAR:
         return matches(path, config.target_modules)
