@@ -7,13 +7,13 @@ its updates away, and its output is cast to what the original would have returne
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lofi.adapters.surgery import Part
+from lofi.adapters.surgery import Adapted, Part, named_base_modules, own_class
 from lofi.errors import TargetError
 
 
@@ -24,23 +24,38 @@ class ModuleCopy(Part):
 
     def __init__(self, module: nn.Module):
         super().__init__()
-        if any(hasattr(inner, "packed_shapes") for inner in module.modules()):
+        if holds_codes(module):
             raise TargetError(
                 f"modules_to_save names a {type(module).__name__} whose weight is quantized, and codes cannot be "
                 "trained in full; adapt it as a target module, or keep it dense with skip_modules"
             )
-        self.copy = copy.deepcopy(module).float().requires_grad_(True)
+        self.copy = _bare_copy(module).float().requires_grad_(True)
+
+    @staticmethod
+    def alone(module: Any, parts: list[Any]) -> list[Any]:
+        """The one part that may replace this module.
+
+        Raises  TargetError if several would, or if another active adapter acts inside what is replaced
+        """
+        if len(parts) > 1:
+            raise TargetError(
+                f"{len(parts)} active adapters each replace the same {type(module).__name__} in full, "
+                "and two replacements do not add up; activate one of them"
+            )
+        active = set(module.switch.current())
+        if len(active) > 1 and any(isinstance(m, Adapted) and active & m.adapters.keys() for m in _inside(module)):
+            raise TargetError(
+                f"one active adapter replaces a {type(module).__name__} in full and another adapts modules inside it, "
+                "which do not add up; activate one of them"
+            )
+        return parts
 
     @staticmethod
     def run(module: Any, parts: list[Any], base: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if len(parts) > 1:
-            raise TargetError(
-                f"{len(parts)} active adapters each replace the same {type(module).__name__} (modules_to_save), "
-                "and two replacements do not add up; activate one of them"
-            )
+        (part,) = ModuleCopy.alone(module, parts)
         frozen = next(module.parameters()).dtype
         args, kwargs = _cast(args, torch.float32), _cast(kwargs, torch.float32)
-        return _cast(parts[0].copy(*args, **kwargs), frozen)
+        return _cast(part.copy(*args, **kwargs), frozen)
 
     def changes(self) -> list[str]:
         return [name for name, _ in self.copy.named_parameters()]
@@ -53,6 +68,7 @@ class BiasShift(Part):
     """A trained copy of a bias that is added to its module's output: y + (b' - b), exactly y at step 0."""
 
     kind = "bias"
+    order = 1
 
     def __init__(self, module: Any):
         super().__init__()
@@ -76,6 +92,26 @@ def shiftable(module: nn.Module) -> bool:
     bias = module._parameters.get("bias")
     weight = module._parameters.get("weight")
     return bias is not None and bias.ndim == 1 and weight is not None and weight.ndim <= 2
+
+
+def holds_codes(module: nn.Module) -> bool:
+    """Whether a weight of the module, or inside it, is quantized."""
+    return any(hasattr(inner, "packed_shapes") for inner in module.modules())
+
+
+def _bare_copy(module: nn.Module) -> nn.Module:
+    """A copy without the adapters of others; configs are shared, so that a later change of theirs is seen here too."""
+    shared = {id(m.config): m.config for m in module.modules() if hasattr(m, "config")}
+    made = copy.deepcopy(module, shared)
+    for inner in list(made.modules()):
+        if isinstance(inner, Adapted):
+            del inner.adapters, inner.switch
+            inner.__class__ = own_class(type(inner))
+    return made
+
+
+def _inside(module: nn.Module) -> Iterator[nn.Module]:
+    return (inner for name, inner in named_base_modules(module) if name)
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:

@@ -21,11 +21,25 @@ def merged_weights(model: nn.Module, name: str = "default") -> Iterator[tuple[st
     W = W0 + (alpha / r) B A   LoRA (arXiv 2106.09685), sec. 4.1
     A quantized weight counts as the dense one that its codes stand for.
     Dtypes  summed in float32 (float64 for a float64 base), rounded once to the base tensor's own dtype
+    Raises  TargetError for an adapter that no weight can hold
     """
+    refuse_unmergeable(model, name)
     for path, part in adapter_of(model, name).parts.items():
         module = model.get_submodule(path)
         for tensor_name in part.changes():
             yield f"{path}.{tensor_name}", part.merged(tensor_name, dense_tensor(module, tensor_name))
+
+
+def refuse_unmergeable(model: nn.Module, name: str = "default") -> None:
+    """Raise TargetError, with the remedy, if a part of the adapter is nothing that a weight can hold."""
+    for path, part in adapter_of(model, name).parts.items():
+        if part.unmergeable is not None:
+            raise TargetError(unmergeable(f"adapter {name!r}", f"{part.unmergeable} ({path})"))
+
+
+def unmergeable(what: str, reason: str) -> str:
+    """The sentence that refuses a merge."""
+    return f"{what} cannot be merged, because {reason}; serve it unmerged: load_adapter, or --adapter beside the base"
 
 
 def dense_tensor(module: Any, tensor_name: str) -> Tensor:
@@ -41,8 +55,9 @@ def merge_in_memory(model: nn.Module, name: str = "default", *, inplace: bool = 
     A quantized linear that the adapter changed becomes a dense one. The given model stays as it was; `inplace=True`
     consumes it instead (its other adapters are unloaded). A weight that was tied to an unchanged one is untied, in the
     config too, so that saving keeps both.
+    Raises  TargetError for an adapter that no weight can hold; nothing is then changed
     """
-    adapter_of(model, name)
+    refuse_unmergeable(model, name)
     values = dict(merged_weights(model, name))
     plain = model if inplace else _shallow_copy(model)
     for other in list(adapters_of(plain)):
@@ -106,4 +121,3 @@ def _same(model: nn.Module, one: str, other: str) -> bool:
         model.get_submodule(path)._parameters[tensor_name] = right
         return True
     return left is right
-

@@ -27,6 +27,9 @@ class Part(nn.Module):
     """Effective multiplier of B A, None for parts that are not low-rank."""
     unmergeable: ClassVar[str | None] = None
     """Why no weight can hold what this part computes; None where a merge can."""
+    order: ClassVar[int] = 0
+    """Where parts of several classes meet: 0 acts on the module's weights (and may not ask `base`), 1 shifts its
+    output, 2 is a function of that."""
 
     @staticmethod
     def run(module: Any, parts: list[Any], base: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -81,11 +84,11 @@ class Adapted:
 
 
 def _nested(module: Any, parts: list[Any], base: Callable[..., Any]) -> Callable[..., Any]:
-    """Parts of one class run together; those of another class (other methods) run around what came before."""
+    """Parts of one class run together; those of another class run around those before them in `order`."""
     by_class: dict[type, list[Any]] = {}
     for part in parts:
         by_class.setdefault(type(part), []).append(part)
-    for cls, group in by_class.items():
+    for cls, group in sorted(by_class.items(), key=lambda item: item[0].order):  # type: ignore[attr-defined]
         base = functools.partial(cls.run, module, group, base)  # type: ignore[attr-defined]
     return base
 

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lofi.adapters.merge import unmergeable
 from lofi.errors import LofiWarning, RequestError
 from lofi.files.adapter_folder import read_folder
 from lofi.files.atomic import atomic_folder, refuse_foreign, write_json
@@ -50,8 +51,8 @@ def merge_folder(
     needs that. `min_kept` refuses below that share, and nothing is then written. `compare` measures every other form in
     memory as well. Figures compare with the base as the adapter was trained on it, where that can be had.
     Memory  while a dense base is rewritten, one tensor and its update (the files are mapped); else the merged model
-    Raises  RequestError, ModelError, AdapterFileError; ProofError for another base, a lossy merge or NaN;
-            LofiError when the disk refuses. What was at `output` is then unchanged
+    Raises  RequestError (also for a method that no weight can hold), ModelError, AdapterFileError; ProofError for
+            another base, a lossy merge or NaN; LofiError when the disk refuses. What was at `output` is then unchanged
     """
     _check(base_path, adapter_path, output, data, min_kept)
     source = _source(base_path, adapter_path, form)
@@ -81,7 +82,11 @@ def _source(base_path: str | Path, adapter_path: str | Path, form: Form) -> Sour
     from lofi.models.folder import read_config
     from lofi.models.quantization import held_kind
 
-    read, folder = read_folder(adapter_path), base_folder(base_path)
+    read = read_folder(adapter_path)
+    reason = read.config.why_unmergeable()
+    if reason is not None:
+        raise RequestError(unmergeable(f"the {read.config.method} adapter in {adapter_path}", reason))
+    folder = base_folder(base_path)
     source = Source(folder, read, held_kind(read_config(folder).get("quantization_config"), str(folder)))
     source.quantization(form.onto)  # refused before anything is opened
     return source

@@ -9,8 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from lofi.adapters.merge import merge_in_memory
-from lofi.adapters.registry import adapter_of
+from lofi.adapters.merge import merge_in_memory, refuse_unmergeable
 from lofi.adapters.switch import adapters_off, using
 from lofi.merge.packed import settle
 from lofi.merge.probes import random_probes
@@ -24,9 +23,10 @@ def merge_and_unload(model: nn.Module, name: str = "default", inplace: bool = Fa
     or int8 become dense, the sum being of what their codes stand for; other linears keep their codes. The result's
     `.lofi_merge_report` is a Verdict (logit error, KL, top-1 agreement on seeded random ids; the share of the gain
     needs data: see `merge_folder`), None for modules that do not take token ids.
-    Raises  TargetError for an unknown adapter; ProofError if the merged model's logits are not finite
+    Raises  TargetError for an unknown adapter, or one that no weight can hold; ProofError if the merged
+            model's logits are not finite
     """
-    adapter_of(model, name)
+    refuse_unmergeable(model, name)
     probes = random_probes(model) if _takes_ids(model) else None
     if probes is not None:
         with adapters_off(model):

@@ -24,6 +24,7 @@ UPDATES = 2
 _SAMPLE = 1024  # values watched of each tensor in full fine-tuning
 _PARTNER = {"lora_A": "lora_B", "lora_B": "lora_A"}
 _PARTNER |= {"lora_embedding_A": "lora_embedding_B", "lora_embedding_B": "lora_embedding_A"}
+_PARTNER |= dict.fromkeys(("down", "down_bias", "norm_weight", "norm_bias"), "up")  # if U starts at zero
 
 
 class FirstSteps(TrainerCallback):
