@@ -128,7 +128,8 @@ def _unknown(key: str) -> str:
     if key in Recipe.model_fields:
         return f"{key} is a recipe's key; put it under base, or under grid with a list"
     close = nearest_key(key, [*_study_keys(), *known_keys()])
-    return f"unknown key {key}; " + (f"did you mean {close}?" if close else f"a study has {', '.join(Study.model_fields)}")
+    hint = f"did you mean {close}?" if close else f"a study has {', '.join(Study.model_fields)}"
+    return f"unknown key {key}; {hint}"
 
 
 def _study_keys() -> list[str]:

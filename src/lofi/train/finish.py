@@ -44,11 +44,16 @@ def finish(recipe: Recipe, job: Job, folder: RunFolder, trainer: LofiTrainer, *,
 
 
 def _figures(rows: list[dict[str, Any]], trainer: LofiTrainer, seconds: float) -> dict[str, Any]:
-    """Losses in nats per trained item; `seconds` of this process."""
+    """Losses in nats per trained item; `seconds` of this process; parameters that train, and all."""
+    from lofi.adapters.registry import trainable_counts
+
     losses = [row["loss"] for row in rows if "loss" in row]
     checks = {row["step"]: row["eval_loss"] for row in rows if "eval_loss" in row}
     speeds = [row["tokens_per_second"] for row in rows if "tokens_per_second" in row]
+    trainable, parameters = trainable_counts(trainer.model)
     figures: dict[str, Any] = {
+        "trainable": trainable,
+        "parameters": parameters,
         "steps": trainer.state.global_step,
         "epochs": round(trainer.state.epoch or 0.0, 4),
         "tokens": trainer.books.items,
