@@ -120,18 +120,19 @@ def _same_bits(one: Tensor, other: Tensor) -> bool:
 
 
 def refuse_dead(adapter: Adapter, what: str) -> None:
-    """Raise ProofError if every low-rank part changes nothing; warn, naming them, if some do. Heads are exempt."""
+    """Raise ProofError if no part that can be judged changes anything; warn, naming them, if some do not."""
     verdicts = {path: part.zero_delta() for path, part in adapter.parts.items()}
     judged = {path: dead for path, dead in verdicts.items() if dead is not None}
     dead = [path for path, verdict in judged.items() if verdict]
+    zero = "B A is zero" if isinstance(adapter.config, LoraConfig) else "nothing has moved from its start"
     if judged and len(dead) == len(judged):
         raise ProofError(
-            f"{what} changes nothing: B A is zero in all {len(dead)} adapted modules; train it first (or for longer "
+            f"{what} changes nothing: {zero} in all {len(dead)} adapted modules; train it first (or for longer "
             "than the warm-up)"
         )
     if dead:
         named = ", ".join(dead[:3]) + (f" and {len(dead) - 3} more" if len(dead) > 3 else "")
-        warnings.warn(f"{what} changes nothing at {named}, where B A is zero", LofiWarning, stacklevel=3)
+        warnings.warn(f"{what} changes nothing at {named}, where {zero}", LofiWarning, stacklevel=3)
 
 
 def read_folder(folder: str | Path) -> AdapterFolder:
