@@ -51,3 +51,16 @@ def test_the_test_asks_about_tables_that_training_never_saw(tmp_path, monkeypatc
 def test_a_name_that_does_not_ship_is_refused_with_those_that_do(tmp_path):
     with pytest.raises(RecipeError, match=r"'demo:tran', expected one of .*did you mean demo:train\?"):
         with_shipped({"data": {"train": "demo:tran"}}, tmp_path)
+
+
+def test_a_number_behind_a_name_takes_the_first_rows(tmp_path):
+    whole = Path(with_shipped("demo:train", tmp_path)).read_text(encoding="utf-8").splitlines()
+    few = Path(with_shipped("demo:train-3", tmp_path))
+    assert few.name == "train-3.jsonl" and few.read_text(encoding="utf-8").splitlines() == whole[:3]
+
+
+def test_more_rows_than_there_are_and_a_number_of_models_are_refused(tmp_path):
+    with pytest.raises(RecipeError, match="asks for 8 rows, but demo:train has 7"):
+        with_shipped("demo:train-8", tmp_path)
+    with pytest.raises(RecipeError, match="demo:model-2"):
+        with_shipped("demo:model-2", tmp_path)

@@ -1,13 +1,15 @@
 """The model and the rows that ship with lofi, by name: `demo:model`, `demo:train`, `demo:validation`, `demo:test`.
 
 Study files name them where they would name a folder or a file, so that they run right after the installation, offline.
-The model is the one in the package; the rows come from the demo's grammar and are written where the caller says.
+The model is the one in the package; the rows come from the demo's grammar and are written where the caller says;
+`demo:train-100` is the first hundred of them.
 Knows not  studies or recipes: it sees plain values.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +40,20 @@ def with_shipped(values: Any, folder: str | Path) -> Any:
 
 
 def _path(name: str, folder: Path) -> str:
-    if name not in NAMES:
+    found = re.fullmatch(rf"({'|'.join(NAMES)})(?:-([1-9][0-9]*))?", name)
+    if found is None or (found[2] and found[1] == NAMES[0]):
         raise RecipeError(no_such("what ships", name, NAMES))
-    kind = name.removeprefix(PREFIX)
-    return str(MODEL) if kind == "model" else str(_rows(kind, folder / f"{kind}.jsonl"))
+    kind = found[1].removeprefix(PREFIX)
+    if kind == "model":
+        return str(MODEL)
+    split, most = ROWS[kind]
+    count = int(found[2] or most)
+    if count > most:
+        raise RecipeError(f"{name} asks for {count} rows, but {found[1]} has {most}; ask for at most as many")
+    return str(_rows(split, count, folder / f"{name.removeprefix(PREFIX)}.jsonl"))
 
 
-def _rows(kind: str, path: Path) -> Path:
-    split, count = ROWS[kind]
+def _rows(split: str, count: int, path: Path) -> Path:
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         rows = make_rows(count, SEED, split)
