@@ -19,11 +19,11 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from lofi.cli import chat, demo, doctor, evaluate, generate, inspect, merge, quantize, train, verify
+from lofi.cli import chat, combine, demo, doctor, evaluate, generate, inspect, merge, quantize, resize, train, verify
 from lofi.cli.output import print_json
 from lofi.errors import LofiError, LofiWarning, RequestError
 
-VERBS = {
+VERBS: dict[str, Any] = {
     "demo": demo.demo,
     "doctor": doctor.doctor,
     "train": train.train,
@@ -33,9 +33,11 @@ VERBS = {
     "inspect": inspect.inspect,
     "merge": merge.merge,
     "quantize": quantize.quantize,
+    "resize": resize.resize,
+    "combine": combine.combine,
     "verify": verify.verify,
 }
-LATER_VERBS = ("plan", "compare", "combine", "resize", "export", "serve")
+LATER_VERBS = ("plan", "compare", "export", "serve")
 UsageFault: Any = typer.BadParameter.__mro__[2]  # click's ClickException, wherever typer keeps its click
 INTERRUPTED = 130
 

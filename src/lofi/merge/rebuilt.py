@@ -24,11 +24,28 @@ from lofi.adapters.config import LoraConfig
 from lofi.errors import ProofError, RequestError
 from lofi.files.adapter_folder import CONFIG, FORMAT, RECORD, TENSORS, AdapterFolder, read_folder
 from lofi.files.atomic import write_json, write_text
-from lofi.files.card import folder_card
 from lofi.files.layout import save_safetensors
 from lofi.files.provenance import hash_code, hash_file, versions
 from lofi.files.updates import MAGNITUDE, LowRank, low_rank_updates
 
+_CARD = """---
+library_name: peft
+tags:
+- lora
+- lofi
+---
+
+# A LoRA adapter
+
+{done}
+
+| modules | count | rank |
+|---|---|---|
+{rows}
+
+lofi and PEFT load this folder like any other LoRA adapter. `lofi.json` says which base it belongs to, what it was made
+from, and how far it is from the exact result.
+"""
 _OUTDATED = ("golden", "figures", "resized", "combined")
 """What lofi.json says of an adapter that is not true of one made from it."""
 
@@ -104,10 +121,10 @@ class Total:
         return {"norm": self.norm, "predicted_error": self.predicted, "measured_error": self.measured}
 
 
-def plain_lora(read: AdapterFolder, verb: str) -> LoraConfig:
-    """The config of a folder that is LoRA and nothing else.
+def updates_for(verb: str, read: AdapterFolder) -> list[LowRank]:
+    """The updates of a folder that is LoRA and nothing else.
 
-    Raises  RequestError for another method, or for DoRA, whose update is no product of two factors
+    Raises  RequestError for another method, for DoRA, whose update is no product of two factors, or where there is none
     """
     config = read.config
     if not isinstance(config, LoraConfig):
@@ -120,7 +137,10 @@ def plain_lora(read: AdapterFolder, verb: str) -> LoraConfig:
             f"{read.path} is a DoRA adapter, whose columns are rescaled by the base, so its factors alone do not say "
             f"what it adds; {verb} a LoRA adapter without DoRA"
         )
-    return config
+    updates = low_rank_updates(read)
+    if not updates:
+        raise RequestError(f"{read.path} holds no low-rank update, so there is nothing to {verb}; give a LoRA adapter")
+    return updates
 
 
 def other_tensors(read: AdapterFolder, updates: Sequence[LowRank]) -> dict[str, Tensor]:
@@ -132,10 +152,11 @@ def other_tensors(read: AdapterFolder, updates: Sequence[LowRank]) -> dict[str, 
 def one_rank(rebuilt: Sequence[Rebuilt]) -> list[Rebuilt]:
     """Every update with the largest rank of all, its factors filled up with zeros."""
     most = max(one.rank for one in rebuilt)
-    return [replace(one, pairs=tuple(_filled(pair, most) for pair in one.pairs)) for one in rebuilt]
+    return [replace(one, pairs=tuple(filled(pair, most) for pair in one.pairs)) for one in rebuilt]
 
 
-def _filled(pair: Pair, rank: int) -> Pair:
+def filled(pair: Pair, rank: int) -> Pair:
+    """A pair of a higher rank with the same product: zeros below A and beside B."""
     a, b = pair
     more = rank - a.shape[0]
     return pad(a, (0, 0, 0, more)), pad(b, (0, more))
@@ -155,7 +176,9 @@ def patterns(rebuilt: Sequence[Rebuilt], scale: float) -> dict[str, Any]:
     usual = Counter(rank for rank, _ in ranks.values()).most_common(1)[0][0]
     # the first key that matches wins, after any prefix: a longer path goes before one that ends it
     others = sorted((path for path, (rank, _) in ranks.items() if rank != usual), key=lambda path: (-len(path), path))
-    keys = {path: re.escape(path) + (r"(\.\w+)?" if ranks[path][1] == "experts" else "") for path in others}
+    # a bare dot, as PEFT writes paths: no module's name differs from another's in a dot alone
+    plain = {path: re.escape(path).replace(r"\.", ".") for path in others}
+    keys = {path: plain[path] + (r"(\.\w+)?" if ranks[path][1] == "experts" else "") for path in others}
     return {
         "r": usual,
         "lora_alpha": _whole(scale * usual),
@@ -193,10 +216,16 @@ def write_rebuilt(
     write_text(aside / CONFIG, json.dumps(config, ensure_ascii=False, indent=2) + "\n")
     scales = {one.update.path: scale for one in rebuilt}
     write_json(aside / RECORD, {**_about(), **record, "scale": dict(sorted(scales.items()))})
-    kinds = [(one.update.path, one.rank, scale) for one in rebuilt]
-    write_text(aside / "README.md", folder_card(kinds, config.get("base_model_name_or_path"), done))
+    write_text(aside / "README.md", _card(rebuilt, done))
     read = read_folder(aside)
     return read, _measured(read, rebuilt)
+
+
+def _card(rebuilt: Sequence[Rebuilt], done: str) -> str:
+    """README.md: what was done, and the ranks by kind of module."""
+    kinds = Counter((one.update.path.rpartition(".")[2], one.rank) for one in rebuilt)
+    rows = [f"| {leaf} | {count} | {rank} |" for (leaf, rank), count in sorted(kinds.items())]
+    return _CARD.format(done=done, rows="\n".join(rows))
 
 
 def _about() -> dict[str, Any]:
