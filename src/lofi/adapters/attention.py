@@ -66,6 +66,8 @@ class VirtualTokens(Part):
     kind = "virtual tokens"
     unmergeable: ClassVar[str | None] = VIRTUAL_UNMERGEABLE
     length: int
+    counts = True
+    """Whether it counts the tokens from P on; else a `ShiftedPositions` does, or each layer by its cache (T5)."""
 
     def pairs(self, module: Any) -> list[Pair]:
         """Keys and values for every layer of `module`, the decoder."""
@@ -80,7 +82,7 @@ class VirtualTokens(Part):
             guard_checkpointing(module, module.switch)
         call = called(module, args, kwargs)
         positions = real_positions(call.arguments, owner.length)
-        if "position_ids" in signature(own_class(type(module))).parameters:
+        if owner.counts:
             call.arguments["position_ids"] = positions
         with handing_down(owner, Front(owner.pairs(module), positions)):
             return base(**by_name(call))
@@ -323,19 +325,27 @@ def _all_within(path: str, inner: list[str]) -> bool:
     return all(one.startswith(f"{path}.") for one in inner)
 
 
-def _no_decoder(model: nn.Module, modules: dict[str, Any], method: str) -> str:
-    cached = {type(m).__name__ for m in modules.values() if "ttention" in type(m).__name__ and any(
-        name in signature(own_class(type(m))).parameters for name in _CACHES)}
-    if getattr(model.config, "is_encoder_decoder", False) or not cached or not _generates(model):
+def _no_decoder(model: Any, modules: dict[str, Any], method: str) -> str:
+    deaf = sorted({type(module).__name__ for module in modules.values() if _keeps_keys(module)})
+    if not deaf:
         return f"{method} tuning needs a decoder's keys and values, which this {type(model).__name__} does not have"
     return (
-        f"{method} tuning gives keys and values through transformers' attention interface, which "
-        f"{', '.join(sorted(cached))} does not use; use lora, houlsby or another method"
+        f"{method} tuning gives keys and values through transformers' attention interface, which {', '.join(deaf)} "
+        "does not use; use lora, houlsby or another method"
     )
 
 
-def _generates(model: Any) -> bool:
-    return bool(getattr(model, "can_generate", lambda: False)())
+def is_encoder(model: Any) -> bool:
+    """Whether the model reads both ways and writes nothing: no attention in it keeps keys and values."""
+    generates = getattr(model, "can_generate", lambda: False)()
+    return not generates and not any(_keeps_keys(module) for _, module in named_base_modules(model))
+
+
+def _keeps_keys(module: Any) -> bool:
+    """An attention that takes a cache, and none that reads both ways (those of BERT take one too, for other uses)."""
+    if "ttention" not in type(module).__name__ or cache_and_mask(own_class(type(module)))[0] is None:
+        return False
+    return not any(getattr(inner, "is_causal", None) is False for inner in module.modules())
 
 
 def _refuse_mixtures(decoder: Any, attentions: int, method: str) -> None:
@@ -356,6 +366,8 @@ def _refuse_mixtures(decoder: Any, attentions: int, method: str) -> None:
 
 def seam(decoder: Decoder, owner: VirtualTokens) -> dict[str, Part]:
     """The parts of one adapter: the owner's, one for each attention module, the position table's where there is one."""
+    takes = signature(own_class(type(decoder.module))).parameters
+    owner.counts = decoder.positions is None and "position_ids" in takes
     parts: dict[str, Part] = {decoder.path: owner}
     parts |= {path: FrontKeys(owner, layer) for layer, path in enumerate(decoder.attentions)}
     if decoder.positions is not None:

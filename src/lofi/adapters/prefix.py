@@ -62,6 +62,11 @@ class Prefix(VirtualTokens):
         split = split.permute(1, 2, 0, 3).unsqueeze(1)  # (2 L, 1, H, P, K)
         return list(zip(split[0::2].unbind(), split[1::2].unbind(), strict=True))
 
+    def shapes(self) -> dict[str, int]:
+        """What PEFT's config says of the decoder."""
+        shape = self.shape
+        return {"num_layers": shape.layers, "num_attention_heads": shape.heads, "token_dim": shape.token}
+
     def exported(self) -> dict[str, Tensor]:
         """The keys and values alone: the MLP is dropped (sec. 4.3)."""
         return {"prompt_embeddings": self.flat()}

@@ -9,25 +9,41 @@ input, and the decoder behind it is told of P more positions.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from lofi.adapters.attention import Pair, VirtualTokens, find_decoder, recorded, seam
-from lofi.adapters.methods import PromptConfig
+from lofi.adapters.attention import (
+    Pair,
+    VirtualTokens,
+    by_name,
+    called,
+    find_decoder,
+    is_encoder,
+    only,
+    recorded,
+    seam,
+)
+from lofi.adapters.methods import VIRTUAL_UNMERGEABLE, PromptConfig
 from lofi.adapters.report import Resolved
+from lofi.adapters.surgery import Part, named_base_modules
 from lofi.errors import TargetError
 
 
 class Prompt(VirtualTokens):
     """P trained embeddings (P, D) of a decoder."""
 
-    def __init__(self, start: Tensor):
+    def __init__(self, start: Tensor, about: Mapping[str, int]):
         super().__init__()
-        self.length = start.shape[0]
+        self.length, self.about = start.shape[0], dict(about)
         self.prompt_embeddings = nn.Parameter(start)
         self.__dict__["kept"] = None  # (what the pairs were computed from, the pairs)
+
+    def shapes(self) -> dict[str, int]:
+        """What PEFT's config says of the model."""
+        return {**self.about, "token_dim": self.prompt_embeddings.shape[1]}
 
     def pairs(self, module: Any) -> list[Pair]:
         if module.training or torch.is_grad_enabled():
@@ -54,13 +70,103 @@ def _same(old: list[Any], new: list[Any]) -> bool:
     return old[:3] == new[:3] and all(a is b for a, b in zip(old[3], new[3], strict=True))
 
 
-def resolve(model: nn.Module, config: PromptConfig, saved: dict[str, nn.Module]) -> Resolved:
+class JoinedPrompt(Part):
+    """P trained embeddings (P, D) joined to the input of an encoder, whose output is P positions longer."""
+
+    kind = "virtual tokens"
+    unmergeable: ClassVar[str | None] = VIRTUAL_UNMERGEABLE
+
+    def __init__(self, start: Tensor, about: Mapping[str, int], *, strips: bool):
+        super().__init__()
+        self.length, self.about, self.strips = start.shape[0], dict(about), strips
+        self.prompt_embeddings = nn.Parameter(start)
+
+    def shapes(self) -> dict[str, int]:
+        """What PEFT's config says of the model."""
+        return {**self.about, "token_dim": self.prompt_embeddings.shape[1]}
+
+    @staticmethod
+    def run(module: Any, parts: list[Any], base: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        owner = only(parts)
+        given = by_name(called(module, args, kwargs))
+        ids = given.pop("input_ids", None)
+        own = module.get_input_embeddings()(ids) if given.get("inputs_embeds") is None else given["inputs_embeds"]
+        given["inputs_embeds"] = owner.before(own)  # (N, P + T, D)
+        for key, value in (("attention_mask", 1), ("token_type_ids", 0)):
+            if given.get(key) is not None:
+                given[key] = torch.nn.functional.pad(given[key], (owner.length, 0), value=value)
+        if given.get("position_ids") is not None:
+            places = given["position_ids"]
+            first = torch.arange(owner.length, device=places.device).expand(places.shape[0], -1)
+            given["position_ids"] = torch.cat([first, places + owner.length], dim=1)
+        output = base(**given)
+        return owner.stripped(output) if owner.strips else output
+
+    def before(self, own: Tensor) -> Tensor:
+        """(N, T, D) -> (N, P + T, D), in the dtype of the input."""
+        return torch.cat([self.prompt_embeddings.to(own.dtype).expand(own.shape[0], -1, -1), own], dim=1)
+
+    def stripped(self, output: Any) -> Any:
+        """The output without the virtual positions, so that every token has its own place in it."""
+        if isinstance(output, tuple):
+            return (output[0][:, self.length :], *output[1:])
+        output["last_hidden_state"] = output.last_hidden_state[:, self.length :]
+        if output.get("hidden_states") is not None:
+            output["hidden_states"] = tuple(h[:, self.length :] for h in output.hidden_states)
+        return output
+
+    def changes(self) -> list[str]:
+        return []
+
+
+class LongerMemory(Part):
+    """Tells the decoder behind an encoder that what it reads is P positions longer than the mask says."""
+
+    kind = "virtual memory"
+    unmergeable: ClassVar[str | None] = VIRTUAL_UNMERGEABLE
+
+    def __init__(self, length: int):
+        super().__init__()
+        self.length = length
+
+    @staticmethod
+    def run(module: Any, parts: list[Any], base: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        given = by_name(called(module, args, kwargs))
+        mask = given.get("encoder_attention_mask")
+        if mask is not None:
+            given["encoder_attention_mask"] = torch.nn.functional.pad(mask, (only(parts).length, 0), value=1)
+        return base(**given)
+
+    def changes(self) -> list[str]:
+        return []
+
+
+def resolve(model: Any, config: PromptConfig, saved: dict[str, nn.Module]) -> Resolved:
     """The owner on the decoder (its self-attentions take the keys), or on the encoder.
 
     Raises  TargetError for a model that takes no embeddings, or whose decoder's attention cannot be given more keys
     """
-    start = _start(model, config)
-    return Resolved(seam(find_decoder(model, "prompt"), Prompt(start)))
+    start, about = _start(model, config), _about(model)
+    pair = model.config.is_encoder_decoder
+    if not pair and not is_encoder(model):
+        return Resolved(seam(find_decoder(model, "prompt"), Prompt(start, about)))
+    encoder = model.get_encoder() if pair else model.base_model
+    paths = {id(module): path for path, module in named_base_modules(model)}
+    if not paths[id(encoder)]:
+        raise TargetError(f"prompt tuning needs a model with a head, but {type(model).__name__} has none")
+    # a classifier reads the first position, which PEFT leaves to the prompt
+    strips = not pair and config.task_type != "SEQ_CLS"
+    owner = JoinedPrompt(start, about, strips=strips)
+    parts: dict[str, Part] = {paths[id(encoder)]: owner}
+    if pair:
+        parts[paths[id(model.get_decoder())]] = LongerMemory(owner.length)
+    return Resolved(parts)
+
+
+def _about(model: Any) -> dict[str, int]:
+    """Layers and heads, which PEFT's config repeats."""
+    config = model.config.get_text_config()
+    return {"num_layers": config.num_hidden_layers, "num_attention_heads": config.num_attention_heads}
 
 
 @torch.no_grad()

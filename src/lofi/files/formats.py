@@ -8,9 +8,14 @@ from typing import Any
 
 from lofi.adapters.methods import BY_PEFT_TYPE
 from lofi.errors import AdapterFileError
-from lofi.files import own_format, peft_format
+from lofi.files import own_format, peft_format, virtual_format
 
-_FORMATS: dict[str, ModuleType] = {"LORA": peft_format}
+_FORMATS: dict[str, ModuleType] = {
+    "LORA": peft_format,
+    "PREFIX_TUNING": virtual_format,
+    "PROMPT_TUNING": virtual_format,
+    virtual_format.OWN_PREFIX: virtual_format,
+}
 
 
 def format_of(peft_type: str) -> ModuleType:
@@ -24,7 +29,7 @@ def stated_format(record: Mapping[str, Any], where: str) -> ModuleType:
     Raises  AdapterFileError for a `peft_type` that lofi does not know
     """
     kind = record.get("peft_type")
-    if kind not in BY_PEFT_TYPE:
+    if kind not in BY_PEFT_TYPE and kind not in _FORMATS:
         raise AdapterFileError(
             f"{where}: peft_type is {kind!r}, expected one of {', '.join(BY_PEFT_TYPE)}; convert the adapter to LoRA"
         )

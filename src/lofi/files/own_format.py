@@ -24,7 +24,7 @@ _NEUTRAL = {"peft_type", "base_model_name_or_path", "inference_mode"}
 def to_record(adapter: Adapter, *, base_path: str | None = None) -> dict[str, Any]:
     """adapter_config.json of an attached adapter."""
     about = {"peft_type": adapter.config.peft_type, "base_model_name_or_path": base_path, "inference_mode": True}
-    return dict(sorted({**adapter.config.to_dict(), **about}.items()))
+    return dict(sorted({**adapter.config.finished().to_dict(), **about}.items()))
 
 
 def from_record(record: Mapping[str, Any], where: str) -> tuple[AdapterConfig, list[str]]:
