@@ -199,9 +199,10 @@ def test_every_family_is_calibrated_without_data_and_left_as_it_was(family):
     again = written(model, [[5, 9, 12]])
     assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(calibration.rows, again.rows, strict=True))
     assert len(calibration.rows) == 64 and str(calibration.tokens // 1000) in str(calibration)
-    speaks = family in ("llama", "gpt2")
-    assert calibration.source == ("text that the model wrote itself" if speaks else "random ids")
-    assert (calibration.rows[1]["input_ids"][0, :3].tolist() == [5, 9, 12]) == speaks
+    speaks = {"bert": "random ids", "t5": "answers that the model wrote itself"}
+    assert calibration.source == speaks.get(family, "text that the model wrote itself")
+    assert (calibration.rows[1]["input_ids"][0, :3].tolist() == [5, 9, 12]) == (family != "bert")
+    assert all(("decoder_input_ids" in row) == (family == "t5") for row in calibration.rows)
     assert all(row["input_ids"].shape[1] <= 96 + 3 for row in calibration.rows)
 
 

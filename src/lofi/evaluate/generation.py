@@ -93,10 +93,16 @@ def context_length(model: Any) -> int | None:
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
+def side_length(model: Any) -> int | None:
+    """How many positions each side of an encoder-decoder has; None for decoders and where it is not limited (T5)."""
+    return getattr(model.config, "max_position_embeddings", None) if is_pair_model(model) else None
+
+
 def check_room(model: Any, lengths: Sequence[int], max_new_tokens: int) -> None:
     """RequestError if a prompt is empty, or does not fit the model's context together with its answer."""
     if 0 in lengths:
         raise RequestError(f"prompt {lengths.index(0)} has no token: give a prompt of at least one.")
+    _check_sides(side_length(model), lengths, max_new_tokens)
     room = context_length(model)
     over = [i for i, length in enumerate(lengths) if room is not None and length + max_new_tokens > room]
     if over:
@@ -104,6 +110,18 @@ def check_room(model: Any, lengths: Sequence[int], max_new_tokens: int) -> None:
             f"{len(over)} of {len(lengths)} prompts are too long (prompt {over[0]} has {lengths[over[0]]} tokens) for "
             f"the model's context of {room} with {max_new_tokens} new tokens: shorten them or lower max_new_tokens."
         )
+
+
+def _check_sides(room: int | None, lengths: Sequence[int], max_new_tokens: int) -> None:
+    """The same for an encoder-decoder, whose sides have their positions apart."""
+    if room is not None and max(lengths, default=0) > room:
+        longest = max(lengths)
+        raise RequestError(
+            f"prompt {list(lengths).index(longest)} has {longest} tokens but the model's encoder reads {room}: "
+            "shorten it."
+        )
+    if room is not None and max_new_tokens > room:
+        raise RequestError(f"max_new_tokens is {max_new_tokens}, more than the decoder's {room} positions: lower it.")
 
 
 def _check(text_format: Any, max_new_tokens: int, sampling: Sampling | str | None) -> None:

@@ -13,7 +13,7 @@ from lofi.errors import RequestError
 from lofi.evaluate import metrics as figures
 from lofi.evaluate.batching import is_pair_model
 from lofi.evaluate.classify import choose_label_sets, choose_labels, choose_tags
-from lofi.evaluate.generation import context_length, generate
+from lofi.evaluate.generation import context_length, generate, side_length
 from lofi.evaluate.metrics import Measure
 from lofi.evaluate.perplexity import token_losses
 
@@ -236,7 +236,8 @@ def _labels_of(model: Any) -> list[str] | None:
 def _limit(model: Any, tokenizer: Any, options: Any) -> int | None:
     """Longest row in tokens: what was asked for, within what the model and its tokenizer have; None: no limit."""
     stated = getattr(tokenizer, "model_max_length", _NO_LIMIT)
-    limits = [options.max_length, context_length(model), stated if stated < _NO_LIMIT else None]
+    told = stated if stated < _NO_LIMIT else None
+    limits = [options.max_length, context_length(model), side_length(model), told]
     known = [limit for limit in limits if limit is not None]
     return min(known) if known else None
 

@@ -36,8 +36,8 @@ class Calibration:
 
     @property
     def tokens(self) -> int:
-        """How many tokens all rows have."""
-        return sum(row["input_ids"].numel() for row in self.rows)
+        """How many tokens all rows have, those that a decoder reads beside an encoder's included."""
+        return sum(ids.numel() for row in self.rows for ids in row.values())
 
     def __str__(self) -> str:
         return f"{self.tokens:,} tokens of {self.source}"
@@ -52,10 +52,12 @@ def from_examples(model: Any, examples: Sequence[Any], source: str) -> Calibrati
 def written(model: Any, prompts: Sequence[Sequence[int]]) -> Calibration:
     """Calibrate on texts that the model writes, half of them after `prompts`, half after single random tokens.
 
-    Seeded; models that do not write get random tokens.
+    Seeded; an encoder-decoder answers the prompts alone; models that do not write get random tokens.
     """
     from lofi.models.probe import random_ids, undisturbed
 
+    if prompts and getattr(model.config, "is_encoder_decoder", False):
+        return _answered(model, prompts)
     if not _writes(model):
         random = random_ids(model, rows=_WRITTEN, length=_WRITTEN_TOKENS, seed=0)
         return Calibration([_row(model, ids.tolist(), ids.tolist()) for ids in random], "random ids")
@@ -68,16 +70,32 @@ def written(model: Any, prompts: Sequence[Sequence[int]]) -> Calibration:
     return Calibration([_row(model, text, text) for text in texts], "text that the model wrote itself")
 
 
+def _answered(model: Any, prompts: Sequence[Sequence[int]]) -> Calibration:
+    """Rows of a prompt for the encoder and a drawn answer of the model for the decoder."""
+    from lofi.models.probe import undisturbed
+
+    each = max(1, _WRITTEN // len(prompts))
+    with undisturbed(model):
+        torch.manual_seed(0)
+        starts = [torch.tensor([list(prompt)] * each, device=model.device) for prompt in prompts]
+        pairs = [(start[0].tolist(), text) for start in starts for text in _continued(model, start)]
+    return Calibration([_row(model, *pair) for pair in pairs], "answers that the model wrote itself")
+
+
 def _writes(model: Any) -> bool:
     can = getattr(model, "can_generate", None)
     return bool(can and can()) and not getattr(model.config, "is_encoder_decoder", False)
 
 
 def _continued(model: Any, starts: Tensor) -> list[list[int]]:
-    """Each row (N, T) with what the model draws after it, up to its first end of text."""
+    """Each row (N, T) with what the model draws after it, up to its first end of text.
+
+    Of an encoder-decoder the answer alone, without the token that its decoder starts from.
+    """
     from transformers import GenerationConfig
 
-    length = starts.shape[1]
+    pair = getattr(model.config, "is_encoder_decoder", False)
+    length = 0 if pair else starts.shape[1]
     room = getattr(model.config.get_text_config(), "max_position_embeddings", None) or length + _WRITTEN_TOKENS
     ends = getattr(model.generation_config, "eos_token_id", None)
     ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
@@ -85,7 +103,8 @@ def _continued(model: Any, starts: Tensor) -> list[list[int]]:
     new = max(min(_WRITTEN_TOKENS, room - length), 1)
     config = GenerationConfig(max_new_tokens=new, do_sample=True, top_k=0, pad_token_id=0, **told)
     config.use_cache = True  # the model's config says False after training
-    rows = model.generate(starts, attention_mask=torch.ones_like(starts), generation_config=config).tolist()
+    rows = model.generate(starts, attention_mask=torch.ones_like(starts), generation_config=config)
+    rows = rows[:, 1 if pair else 0 :].tolist()
     return [row[: next((i + 1 for i in range(length, len(row)) if row[i] in ends), len(row))] for row in rows]
 
 

@@ -29,6 +29,8 @@ class Probes:
     source: str
     calibration: Sequence[Any] = ()
     """Examples set apart to calibrate on: nothing is judged on them."""
+    answers: Sequence[list[int]] = ()
+    """What an encoder-decoder's decoder reads beside each prompt: the reference; (): the prompt itself."""
 
 
 def random_probes(model: Any) -> Probes:
@@ -69,7 +71,12 @@ def data_probes(
     )
     judged, apart = _set_apart(prepared.examples[:most]) if calibrate else (prepared.examples[:most], [])
     prompts = [example.input_ids[-_PROMPT_TOKENS:] for example in judged[:_PROMPTS]]
-    return Probes(prompts, judged, str(data), apart)
+    return Probes(prompts, judged, str(data), apart, _answers(judged[:_PROMPTS]))
+
+
+def _answers(examples: Sequence[Any]) -> list[list[int]]:
+    """The decoder's side of an encoder-decoder's examples; [] for others."""
+    return [one.labels for one in examples if one.task == "SEQ_2_SEQ_LM"]
 
 
 def _set_apart(examples: Sequence[Any]) -> tuple[list[Any], list[Any]]:

@@ -88,13 +88,17 @@ def measure(model: nn.Module, probes: Probes) -> Measured:
     from lofi.models.probe import undisturbed
 
     with undisturbed(model):
-        logits = torch.cat([_logits(model, ids) for ids in probes.prompts])  # (P, V)
+        told = probes.answers or probes.prompts
+        logits = torch.cat([_logits(model, *pair) for pair in zip(probes.prompts, told, strict=True)])  # (P, V)
     return Measured(logits, _losses(model, probes.examples) if probes.examples else None)
 
 
-def _logits(model: Any, ids: Sequence[int]) -> Tensor:
-    tokens = torch.tensor([list(ids)], device=next(model.parameters()).device)
-    more = {"decoder_input_ids": tokens} if getattr(model.config, "is_encoder_decoder", False) else {}
+def _logits(model: Any, ids: Sequence[int], answer: Sequence[int]) -> Tensor:
+    """At the last positions of a prompt, or of the answer that a decoder reads beside it."""
+    tokens, labels = (torch.tensor([list(one)], device=next(model.parameters()).device) for one in (ids, answer))
+    more = {}
+    if getattr(model.config, "is_encoder_decoder", False):
+        more["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=labels)
     logits = model(input_ids=tokens, **more).logits
     return logits.reshape(-1, logits.shape[-1])[-_POSITIONS:].float().cpu()
 

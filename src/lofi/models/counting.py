@@ -41,7 +41,21 @@ def meta_model(config: Any, task: str = "CAUSAL_LM") -> nn.Module:
     import transformers
 
     with torch.device("meta"):
-        return getattr(transformers, _HEADS[check_task(task)]).from_config(config)
+        model = getattr(transformers, _HEADS[check_task(task)]).from_config(config)
+        _part_head(model)
+    return model
+
+
+def _part_head(model: Any) -> None:
+    """Give T5 1.1 and FLAN-T5 the output head of their own that their files hold.
+
+    transformers ties every T5 that is not read from files; that a config said otherwise survives only as
+    `scale_decoder_outputs`.
+    """
+    head = model.get_output_embeddings()
+    scaled = getattr(model.config, "scale_decoder_outputs", True)
+    if not scaled and head is not None and head.weight is model.get_input_embeddings().weight:
+        head.weight = nn.Parameter(torch.empty_like(head.weight))
 
 
 def parameter_count(model: nn.Module) -> int:
