@@ -9,7 +9,7 @@ import pytest
 
 from lofi.demo import shipped
 from lofi.demo.shipped import ROWS, with_shipped
-from lofi.errors import RecipeError
+from lofi.errors import LofiError, RecipeError
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +27,7 @@ def test_names_anywhere_in_nested_values_become_paths_and_the_rest_stays(tmp_pat
     assert values["model"] == "demo:model"
 
 
-def test_rows_are_the_same_every_time_and_a_file_that_is_there_is_kept(tmp_path):
+def test_rows_are_the_same_every_time_and_a_file_that_holds_others_is_written_anew(tmp_path):
     one, two = (with_shipped("demo:train", tmp_path / name) for name in ("one", "two"))
     text = (tmp_path / "one" / "train.jsonl").read_text(encoding="utf-8")
     assert text == (tmp_path / "two" / "train.jsonl").read_text(encoding="utf-8") and one != two
@@ -35,7 +35,18 @@ def test_rows_are_the_same_every_time_and_a_file_that_is_there_is_kept(tmp_path)
     assert len(rows) == 7 and all(row["prompt"] and row["completion"] for row in rows)
     (tmp_path / "one" / "train.jsonl").write_text("mine\n")
     assert with_shipped("demo:train", tmp_path / "one") == one
-    assert (tmp_path / "one" / "train.jsonl").read_text() == "mine\n"
+    assert (tmp_path / "one" / "train.jsonl").read_text(encoding="utf-8") == text
+
+
+def test_rows_go_into_the_cache_where_no_folder_is_given(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert with_shipped(["demo:test"]) == [str(tmp_path / "lofi" / "demo" / "test.jsonl")]
+
+
+def test_a_cache_that_cannot_be_written_is_an_error_that_names_it(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(LofiError, match="file"):
+        with_shipped("demo:train", tmp_path / "file" / "folder")
 
 
 def test_the_test_asks_about_tables_that_training_never_saw(tmp_path, monkeypatch):

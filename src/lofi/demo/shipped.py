@@ -1,14 +1,16 @@
 """The model and the rows that ship with lofi, by name: `demo:model`, `demo:train`, `demo:validation`, `demo:test`.
 
 Study files name them where they would name a folder or a file, so that they run right after the installation, offline.
-The model is the one in the package; the rows come from the demo's grammar and are written where the caller says;
+The model is the one in the package; the rows come from the demo's grammar and are written into a cache folder;
 `demo:train-100` is the first hundred of them.
-Knows not  studies or recipes: it sees plain values.
+Knows not  studies or recipes: it sees plain values. Rejected  writing into the study's own folder: a study that is
+refused leaves nothing there.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from typing import Any
 from lofi.demo.dataset import make_rows
 from lofi.demo.run import MODEL
 from lofi.errors import RecipeError
-from lofi.files.atomic import write_text
+from lofi.files.atomic import disk_errors, write_text
 from lofi.recipe.words import no_such
 
 PREFIX = "demo:"
@@ -26,12 +28,19 @@ ROWS = {"train": ("train", 2000), "validation": ("test_seen", 200), "test": ("te
 NAMES = tuple(f"{PREFIX}{name}" for name in ("model", *ROWS))
 
 
-def with_shipped(values: Any, folder: str | Path) -> Any:
+def cache_folder() -> Path:
+    """Where rows that ship are written: $XDG_CACHE_HOME/lofi/demo, ~/.cache/lofi/demo where that is not set."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lofi" / "demo"
+
+
+def with_shipped(values: Any, folder: str | Path | None = None) -> Any:
     """Nested plain values with every text `demo:NAME` as a path; rows that are needed are written into `folder`.
 
-    The rows are the same every time, and a file that is there is kept.
-    Raises  RecipeError for a name that does not ship
+    The rows are the same every time; a file that holds others is written anew. `folder` is `cache_folder()` unless
+    given.
+    Raises  RecipeError for a name that does not ship; LofiError where the folder cannot be written
     """
+    folder = folder if folder is not None else cache_folder()
     if isinstance(values, dict):
         return {key: with_shipped(value, folder) for key, value in values.items()}
     if isinstance(values, (list, tuple)):
@@ -54,8 +63,9 @@ def _path(name: str, folder: Path) -> str:
 
 
 def _rows(split: str, count: int, path: Path) -> Path:
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rows = make_rows(count, SEED, split)
-        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in make_rows(count, SEED, split))
+    if not path.is_file() or path.read_bytes() != text.encode():  # an earlier version's grammar made others
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, text)
     return path
