@@ -16,7 +16,7 @@ from typing import Any
 from lofi.files.atomic import write_text
 from lofi.study.drawing import GLYPH, WIDTH, text
 from lofi.study.page import REPORT, TABLE, machine, render
-from lofi.study.wording import count, number
+from lofi.study.wording import between, number, short
 
 Row = Mapping[str, Any]
 STEP, HEAD, FOOT = 34, 8, 30  # units: a bar with its name, above the first, below the last
@@ -48,23 +48,25 @@ def latency_page(rows: Sequence[Row], about: Mapping[str, Any]) -> str:
         {"title": f"Batch {batch}, sequence {sequence}", "bars": bars(block), "rows": [_cells(row) for row in block]}
         for (batch, sequence), block in settings.items()
     ]
-    facts = [(what, str(how)) for what, how in about.items() if what != "title"]
-    return render("latency.html.j2", title=about.get("title", "Latency"), blocks=blocks, about=facts, machine=machine())
+    facts = {what: str(how) for what, how in about.items() if what != "title"} | dict(machine())
+    return render("latency.html.j2", title=about.get("title", "Latency"), blocks=blocks, about=facts)
 
 
-def _cells(row: Row) -> dict[str, str]:
-    parameters = {"parameters": count(row["parameters"])} if "parameters" in row else {}
+def _cells(row: Row) -> dict[str, tuple[str, str]]:
+    """head -> what is read, and the line below it."""
+    parameters = {"parameters": (short(row["parameters"]), "")} if "parameters" in row else {}
     return {
-        "who": str(row["who"]),
+        "side": (str(row["who"]), ""),
+        "ms": (number(row["ms"]), _interval(row["low"], row["high"])),
+        "× base": (f"{row['ratio']:.3f}", _interval(row["ratio_low"], row["ratio_high"], 3)),
         **parameters,
-        "ms": _with_interval(row["ms"], row["low"], row["high"]),
-        "times the base": _with_interval(row["ratio"], row["ratio_low"], row["ratio_high"], 3),
     }
 
 
-def _with_interval(value: float, low: float | None, high: float | None, digits: int | None = None) -> str:
-    show = number if digits is None else lambda v: f"{v:.{digits}f}"
-    return show(value) if low is None or high is None else f"{show(value)} ({show(low)} to {show(high)})"
+def _interval(low: float | None, high: float | None, digits: int | None = None) -> str:
+    if low is None or high is None:
+        return ""
+    return between(low, high) if digits is None else f"{low:.{digits}f} to {high:.{digits}f}"
 
 
 def bars(rows: Sequence[Row]) -> str:
@@ -84,7 +86,7 @@ def _bar(row: Row, y: float, scale: float) -> str:
     """A name, a bar below it, its interval, and the ratio at its end."""
     end = NAMES_END + row["ms"] * scale
     middle = y + 23
-    title = html.escape(f"{row['who']}: {_with_interval(row['ms'], row['low'], row['high'])} ms")
+    title = html.escape(f"{row['who']}: {number(row['ms'])} ms ({between(row['low'], row['high'])})")
     css = "bar base" if row["who"] == "base" else "bar"
     parts = [text(NAMES_END, y + 11, _cut(str(row["who"])), "start", "label")]
     parts.append(

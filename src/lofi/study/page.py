@@ -25,20 +25,28 @@ from lofi.study.wording import count, listing, metric_label, plural
 REPORT, TABLE = "report.html", "results.csv"
 
 
-def write_outputs(study: Any, records: Sequence[RunRecord], output: str | Path) -> Path:
+def write_outputs(study: Any, records: Sequence[RunRecord], output: str | Path, *, notes: Sequence[str] = ()) -> Path:
     """Write results.csv and report.html of a study's records into its folder, each atomically; the page's path.
 
     study   a Study: what it asked for stands on the page, with the command that repeats it
+    notes   what a reader must know of the study as a whole
     Raises  LofiError when the disk is full; RequestError where the records do not belong together
     """
     output = Path(output)
     statistics = summarise(records)
     write_text(output / TABLE, as_csv(statistics))
-    write_text(output / REPORT, study_page(study, statistics, records, output.name))
+    write_text(output / REPORT, study_page(study, statistics, records, output=output.name, notes=notes))
     return output / REPORT
 
 
-def study_page(study: Any, statistics: Statistics, records: Sequence[RunRecord], output: str = "study") -> str:
+def study_page(
+    study: Any,
+    statistics: Statistics,
+    records: Sequence[RunRecord],
+    *,
+    output: str = "study",
+    notes: Sequence[str] = (),
+) -> str:
     """The page of a study of kind quality."""
     found = verdict(statistics)
     return render(
@@ -50,7 +58,7 @@ def study_page(study: Any, statistics: Statistics, records: Sequence[RunRecord],
         plots=plots(statistics, records),
         tests=tests(statistics),
         failures=statistics.failures,
-        notes=list(_notes(statistics, records)),
+        notes=[*_notes(statistics, records), *notes],
         protocol=list(_protocol(study, statistics, records)),
         machine=machine(),
         recipe=as_yaml(study),

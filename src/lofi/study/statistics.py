@@ -261,7 +261,8 @@ def _check_alike(metric: str, runs: Sequence[RunRecord]) -> None:
         if ours.rows.shape != first.rows.shape or ours.statistic != first.statistic:
             raise RequestError(
                 f"{run.name} has {metric} on {ours.n} rows as {ours.statistic}, but {runs[0].name} on {first.n} as "
-                f"{first.statistic}: remove the older run's folder and run the study again."
+                f"{first.statistic}: a study compares runs on the same rows, so remove the older run's folder "
+                "and run the study again."
             )
 
 

@@ -183,10 +183,9 @@ class _Study:
         apart, merged = taken.figure("latency_ratio"), taken.figure("latency_merged_ratio")
         if apart is None:
             return
-        said = [f"takes {times(apart)} times the base's time"]
-        if taken.method != "full":
-            said.append("cannot be merged" if merged is None else f"{times(merged)} times it once merged")
-        yield f"Inference with {taken.name} {' and '.join(said)}."
+        once = "it cannot be merged" if merged is None else f"{times(merged)} times once merged"
+        aside = "" if taken.method == "full" else f" ({once})"
+        yield f"Inference with {taken.name} takes {times(apart)} times the base's time{aside}."
 
     def forgetting(self, taken: Arm) -> Iterator[str]:
         known = [arm for arm in (taken, self.all.get(self.all.full)) if arm and arm.figure("forgetting")]

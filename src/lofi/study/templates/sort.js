@@ -2,7 +2,7 @@
 for (const table of document.querySelectorAll("table.arms")) {
   const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
   const value = (row, place) => { const found = row.cells[place].dataset.sort; return found === "" ? null : found; };
-  const compare = (a, b) => isNaN(a) || isNaN(b) ? a.localeCompare(b) : a - b;
+  const compare = (a, b) => isNaN(a) || isNaN(b) ? a.localeCompare(b, "en", {numeric: true}) : a - b;
   const sort = (place) => {
     const head = heads[place], now = head.getAttribute("aria-sort");
     const way = now === "none" ? head.dataset.first : now === "ascending" ? "descending" : "ascending";
