@@ -19,7 +19,21 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from lofi.cli import chat, combine, demo, doctor, evaluate, generate, inspect, merge, quantize, resize, train, verify
+from lofi.cli import (
+    chat,
+    combine,
+    compare,
+    demo,
+    doctor,
+    evaluate,
+    generate,
+    inspect,
+    merge,
+    quantize,
+    resize,
+    train,
+    verify,
+)
 from lofi.cli.output import print_json
 from lofi.errors import LofiError, LofiWarning, RequestError
 
@@ -33,11 +47,12 @@ VERBS: dict[str, Any] = {
     "inspect": inspect.inspect,
     "merge": merge.merge,
     "quantize": quantize.quantize,
+    "compare": compare.compare,
     "resize": resize.resize,
     "combine": combine.combine,
     "verify": verify.verify,
 }
-LATER_VERBS = ("plan", "compare", "export", "serve")
+LATER_VERBS = ("plan", "export", "serve")
 UsageFault: Any = typer.BadParameter.__mro__[2]  # click's ClickException, wherever typer keeps its click
 INTERRUPTED = 130
 

@@ -106,7 +106,7 @@ def build(recipe: Recipe, rows: Rows, stored: Chosen | None) -> Job:
     if stored is not None:
         torch.set_num_threads(stored.threads)
     tokenizer = load_tokenizer(recipe.model)
-    config = _config(recipe.model)
+    config = model_config(recipe.model)
     wanted = quantized.wanted(recipe, config)
     prepared, judged = _prepare(recipe, rows, tokenizer, config)
     task = model_task(rows.task, config)
@@ -122,7 +122,7 @@ def build(recipe: Recipe, rows: Rows, stored: Chosen | None) -> Job:
     return Job(rows, tokenizer, model, prepared, judged, batches, validation, chosen, report)
 
 
-def _config(path: str) -> Any:
+def model_config(path: str) -> Any:
     """The model's config, read before the model: rows are cut to its context and labelled for its task."""
     from transformers import AutoConfig
 
