@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from lofi.study.latency_page import bars, latency_page, write_latency
-from lofi.study.page import study_page, write_outputs
+from lofi.study.page import run_notes, study_page, write_outputs
 from lofi.study.plots import frontier, mean_curve, plots
 from lofi.study.spec import Study, load_study
 from lofi.study.statistics import RATIOS, summarise
@@ -259,6 +259,16 @@ def test_the_study_on_the_page_is_a_file_that_asks_for_the_same(tmp_path):
     assert yaml.safe_load(text)["grid"] == {"method": ["full", "lora"], "lora.r": [1, 4], "train.seed": [0, 1, 2]}
     (tmp_path / "study.yaml").write_text(text, encoding="utf-8")
     assert load_study(tmp_path / "study.yaml") == STUDY
+
+
+def test_a_note_that_several_runs_leave_is_said_once():
+    made = [*arm_runs("lora r=4", 0.1), failed("prefix", 0)]
+    for one in made[:3]:
+        one.notes.append("BLEU is sacrebleu's")
+    for one in made[1:3]:
+        one.notes.append("resumed <twice>")
+    assert list(run_notes(made)) == ["BLEU is sacrebleu's", "lora-r=4-s1 and lora-r=4-s2: resumed <twice>"]
+    assert "resumed &lt;twice&gt;" in study_page(STUDY, summarise(made), made)
 
 
 def test_a_study_of_which_nothing_worked_still_has_a_page():

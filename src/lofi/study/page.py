@@ -95,7 +95,18 @@ def _notes(statistics: Statistics, records: Sequence[RunRecord]) -> Iterator[str
         f"▲ better, ▼ worse than full fine-tuning{full} or the base: paired tests, p < 0.05 after Holm's correction "
         f"over the arms of a metric. No mark: not told apart. {RESAMPLES:,} resamples."
     )
-    yield from dict.fromkeys(f"{run.name}: {note}" for run in records for note in run.notes)
+    yield from run_notes(records)
+
+
+def run_notes(records: Sequence[RunRecord]) -> Iterator[str]:
+    """What runs said about themselves: once where several say it, without names where all that are done do."""
+    said: dict[str, list[str]] = {}
+    for run in records:
+        for note in dict.fromkeys(run.notes):
+            said.setdefault(note, []).append(run.name)
+    everyone = sum(run.done for run in records)
+    for note, names in said.items():
+        yield note if len(names) == everyone > 1 else f"{listing(names)}: {note}"
 
 
 def _protocol(study: Any, statistics: Statistics, records: Sequence[RunRecord]) -> Iterator[tuple[str, str]]:

@@ -191,7 +191,7 @@ class _Study:
         known = [arm for arm in (taken, self.all.get(self.all.full)) if arm and arm.figure("forgetting")]
         shifts = list(dict.fromkeys(f"{_shift(arm.figure('forgetting'))} under {arm.name}" for arm in known))
         if shifts:
-            yield f"Perplexity on general text changes by {' and by '.join(shifts)} (more is more forgotten)."
+            yield f"Perplexity on general text changes by {' and by '.join(shifts)} (an increase is forgetting)."
 
     def elsewhere(self, taken: Arm) -> Iterator[str]:
         """Metrics in which the taken arm lacks more than the margin to the best there."""
