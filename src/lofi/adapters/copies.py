@@ -37,15 +37,16 @@ class ModuleCopy(Part):
 
         Raises  TargetError if several would, or if another active adapter acts inside what is replaced
         """
+        what = own_class(type(module)).__name__
         if len(parts) > 1:
             raise TargetError(
-                f"{len(parts)} active adapters each replace the same {type(module).__name__} in full, "
+                f"{len(parts)} active adapters each replace the same {what} in full, "
                 "and two replacements do not add up; activate one of them"
             )
         active = set(module.switch.current())
         if len(active) > 1 and any(isinstance(m, Adapted) and active & m.adapters.keys() for m in _inside(module)):
             raise TargetError(
-                f"one active adapter replaces a {type(module).__name__} in full and another adapts modules inside it, "
+                f"one active adapter replaces a {what} in full and another adapts modules inside it, "
                 "which do not add up; activate one of them"
             )
         return parts
