@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from html import unescape
 from html.parser import HTMLParser
 
 import numpy as np
@@ -12,7 +13,7 @@ import yaml
 
 from lofi.study.latency_page import bars, latency_page, write_latency
 from lofi.study.page import run_notes, study_page, write_outputs
-from lofi.study.plots import frontier, mean_curve, plots
+from lofi.study.plots import frontier, further_plots, mean_curve, plots
 from lofi.study.spec import Study, load_study
 from lofi.study.statistics import RATIOS, summarise
 from lofi.study.tables import FIGURE_COLUMNS, columns, result_rows
@@ -147,6 +148,10 @@ def coordinates(svg: str):
     width, height = map(float, re.search(r'viewBox="0 0 (\S+) (\S+)"', svg).groups())
     for key, value in re.findall(r' (x1|x2|y1|y2|cx|cy|x|y)="([^"]+)"', svg):
         yield float(value), width if "x" in key else height
+    for x, anchor, words in re.findall(r'<text x="([^"]+)"[^>]*text-anchor="(\w+)"[^>]*>([^<]*)', svg):
+        room = 7.0 * len(unescape(words))  # a character is about as wide
+        left = float(x) - {"start": 0, "end": room, "middle": room / 2}[anchor]
+        yield from ((left, width), (left + room, width))
     for points in re.findall(r'points="([^"]+)"', svg):
         for pair in points.split():
             yield from zip(map(float, pair.split(",")), (width, height), strict=True)
@@ -156,7 +161,7 @@ def coordinates(svg: str):
 def test_every_coordinate_lies_within_its_picture(extra):
     made = records(*extra)
     found = plots(summarise(made), made)
-    assert len(found) >= 5
+    assert len(found) >= 5 and further_plots(summarise(made)) == []
     for plot in found:
         assert all(-1 <= value <= limit + 1 for value, limit in coordinates(plot.svg)), plot.title
         sound(plot.svg)
@@ -192,6 +197,24 @@ def test_only_pictures_with_content_are_drawn():
     assert [plot.title for plot in plots(summarise(two), two)] == [
         "ROUGE-1 against trainable parameters", "ROUGE-1 against rank",
     ]  # fmt: skip
+
+
+def test_the_other_metrics_are_drawn_too():
+    made = records()
+    for one in made:
+        if one.done:
+            one.measures["bleu"] = one.measures["rouge1"]
+    page = study_page(STUDY, summarise(made), made)
+    assert "the other metrics" in page and "<h3>BLEU against trainable parameters</h3>" in page
+    assert "<h3>BLEU against rank</h3>" in page and "the other metrics" not in the_page()
+    sound(page)
+
+
+def test_a_cost_that_hardly_differs_does_not_fill_the_picture():
+    made = [*arm_runs("full", 0.2, peak_mb=1000.0, trainable=9.0), *arm_runs("lora r=4", 0.1, peak_mb=990.0)]
+    (plot,) = [plot for plot in plots(summarise(made), made) if "memory" in plot.title]
+    (_, places) = read_marks(plot.svg)
+    assert abs(places[0][0] - places[1][0]) < 30
 
 
 def test_many_arms_share_their_loss_curves_out_over_panels():

@@ -59,9 +59,10 @@ class Axis:
         return self.low if self.log else -math.inf
 
 
-def across(values: Iterable[float], *, log: bool = False) -> Axis:
-    """A horizontal axis that holds all values with some room."""
-    return _axis(values, LEFT, WIDTH - RIGHT, log)
+def across(values: Iterable[float], *, log: bool = False, least: float = 0.0) -> Axis:
+    """A horizontal axis that holds all values with some room, and spans a share of the largest that is at least `least`
+    (so that a difference of one percent does not fill a picture)."""
+    return _axis(values, LEFT, WIDTH - RIGHT, log, least)
 
 
 def upwards(values: Iterable[float]) -> Axis:
@@ -69,13 +70,13 @@ def upwards(values: Iterable[float]) -> Axis:
     return _axis(values, HEIGHT - BOTTOM, TOP, False)
 
 
-def _axis(values: Iterable[float], start: float, end: float, log: bool) -> Axis:
+def _axis(values: Iterable[float], start: float, end: float, log: bool, least: float = 0.0) -> Axis:
     known = [value for value in values if math.isfinite(value) and (value > 0 or not log)]
     low, high = min(known), max(known)
     if log:
         room = 1.6 if high / low < 1.01 else (high / low) ** 0.06
         return Axis(low / room, high * room, start, end, True)
-    room = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
+    room = max(0.06 * (high - low), 0.5 * (least * abs(high) - (high - low))) or 0.1 * abs(high) or 1.0
     return Axis(low - room, high + room, start, end)
 
 
@@ -101,7 +102,8 @@ class Frame:
         for value in _apart(self.x, self.x.ticks() if ticks_x is None else ticks_x):
             x = self.x.place(value)
             parts.append(f'<line class="grid" x1="{x}" x2="{x}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM + 4}"/>')
-            parts.append(text(x, HEIGHT - BOTTOM + 18, short(value), "middle"))
+            half = GLYPH * len(short(value)) / 2
+            parts.append(text(min(x, WIDTH - half), HEIGHT - BOTTOM + 18, short(value), "middle"))
         parts.append(text(6, 14, self.y_name, "start", "axis"))
         parts.append(text(WIDTH - RIGHT, HEIGHT - 6, self.x_name, "end", "axis"))
         return "".join(parts)

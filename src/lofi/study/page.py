@@ -15,7 +15,7 @@ from typing import Any
 
 from lofi.files.atomic import write_text
 from lofi.files.provenance import versions
-from lofi.study.plots import plots
+from lofi.study.plots import further_plots, plots
 from lofi.study.record import RunRecord
 from lofi.study.statistics import RESAMPLES, Statistics, summarise
 from lofi.study.tables import as_csv, columns, ordered, tests
@@ -56,6 +56,7 @@ def study_page(
         columns=columns(statistics),
         names=[arm.name for arm in ordered(statistics)],
         plots=plots(statistics, records),
+        further=further_plots(statistics),
         tests=tests(statistics),
         failures=statistics.failures,
         notes=[*_notes(statistics, records), *notes],
@@ -88,6 +89,8 @@ def _notes(statistics: Statistics, records: Sequence[RunRecord]) -> Iterator[str
     arms = statistics.trained
     if any(arm.n_seeds == 1 for arm in arms):
         yield "An arm with one seed: its interval is over test rows only, not over training runs."
+    if any(arm.n_seeds == 2 for arm in arms):
+        yield "An arm with two seeds: its interval is wide, for two runs say little about a third."
     if any(arm.n_seeds > 1 for arm in arms):
         yield "Intervals are over test rows (resampled, the same for all) and seeds (Student's t)."
     full = f" ({statistics.full})" if statistics.full not in (None, "full") else ""

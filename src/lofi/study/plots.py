@@ -37,22 +37,29 @@ class Plot:
 
 
 def plots(statistics: Statistics, records: Sequence[RunRecord]) -> list[Plot]:
-    """Every picture that has content, in the order of the page."""
+    """Every picture that has content, in the order of the page, of the first metric."""
     if not statistics.metrics:
         return []
-    known = _Known(statistics)
+    known = _Known(statistics, statistics.metrics[0])
     found = [by_parameters(known), by_rank(known), *(by_cost(known, cost) for cost in COSTS), *curves(known, records)]
     return [plot for plot in found if plot is not None]
 
 
-class _Known:
-    """The arms with a finite figure in the first metric, and which colour each has on every picture."""
+def further_plots(statistics: Statistics) -> list[Plot]:
+    """The other metrics against parameters and rank."""
+    known = [_Known(statistics, metric) for metric in statistics.metrics[1:]]
+    return [plot for one in known for plot in (by_parameters(one), by_rank(one)) if plot is not None]
 
-    def __init__(self, statistics: Statistics) -> None:
-        self.metric = statistics.metrics[0]
-        self.label = metric_label(self.metric)
+
+class _Known:
+    """The arms with a finite figure in a metric, and which colour each has on every picture."""
+
+    def __init__(self, statistics: Statistics, metric: str) -> None:
+        self.metric = metric
+        self.label = metric_label(metric)
         self.base = statistics.base
-        self.arms = [arm for arm in statistics.trained if math.isfinite(arm.scores[self.metric].value)]
+        able = [arm for arm in statistics.trained if metric in arm.scores]
+        self.arms = [arm for arm in able if math.isfinite(arm.scores[metric].value)]
         names = dict.fromkeys(family(arm) for arm in self.arms)
         self.group: Callable[[Arm], str] = family if len(names) <= DISTINCT else lambda arm: arm.method
         self.groups = list(dict.fromkeys(self.group(arm) for arm in self.arms))
@@ -94,9 +101,9 @@ def family(arm: Arm) -> str:
 
 
 def tag(arm: Arm, group: str, *, alone: bool) -> str:
-    """What stands beside a mark: "r=4" of "lora r=4", the name of a group of one arm; "" where that is too long."""
-    if alone and len(group) <= LONGEST_TAG:
-        return group
+    """What stands beside a mark: "r=4" of "lora r=4", the whole name where a group has one arm; "" if too long."""
+    if alone:
+        return next((name for name in (arm.name, group) if len(name) <= LONGEST_TAG), "")
     rest = arm.name.removeprefix(group).strip() if arm.name.startswith(group) else ""
     rank = re.search(r"(?:^| )(r=\d+)(?= |$)", arm.name)
     return rest if 0 < len(rest) <= LONGEST_TAG else rank[1] if rank else ""
@@ -162,11 +169,13 @@ def by_rank(known: _Known) -> Plot | None:
     ranks = sorted({rank for line in shown.values() for rank, _ in line})
     frame = Frame(across(ranks, log=True), upwards(known.heights(arms)), "rank", known.label)
     parts = [frame.drawn(ranks), known.base_line(frame)]
-    for series, line in enumerate(shown.values()):
-        parts += _rank_line(known, frame, line, series)
+    series = [known.series(line[0][1]) for line in shown.values()]  # as in the other pictures, where that tells apart
+    series = series if len(set(series)) == len(series) else list(range(len(series)))
+    for one, line in zip(series, shown.values(), strict=True):
+        parts += _rank_line(known, frame, line, one)
     left = len(lines) - len(shown)
     note = "Bars are 95 % intervals." + (f" {left} more lines are in the table only." if left else "")
-    legend = tuple((swatch(series), name) for series, name in enumerate(shown))
+    legend = tuple((swatch(one), name) for one, name in zip(series, shown, strict=True))
     return Plot(f"{known.label} against rank", note, picture(parts, f"{known.label} by rank"), legend)
 
 
@@ -189,7 +198,7 @@ def by_cost(known: _Known, cost: str) -> Plot | None:
     kept = [points[place] for place in front]
     heights = known.heights(arm for arm, _ in points)
     wide = max(x for _, x in points) / min(x for _, x in points) > 8
-    frame = Frame(across([x for _, x in points], log=wide), upwards(heights), COSTS[cost], known.label)
+    frame = Frame(across([x for _, x in points], log=wide, least=0.2), upwards(heights), COSTS[cost], known.label)
     line = _stairs([frame.at(x, known.score(arm).value) for arm, x in kept])
     drawn = _points(
         known, frame, points, lambda x: f"{number(x)} {COSTS[cost].rpartition(' ')[2]}", [arm for arm, _ in kept]

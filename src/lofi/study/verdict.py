@@ -90,12 +90,22 @@ class _Study:
         if not others:
             yield f"Only {taken.name} was trained, so there is nothing to choose from: {self.reached(taken)}."
         elif taken is self.best:
-            cheaper = any(cost(arm) < cost(taken) for arm in self.arms)
-            rest = f"no cheaper arm comes within {percent(self.margin)} of it" if cheaper else "it is also the cheapest"
+            rest = self.nearest_cheaper(taken) or "it is also the cheapest"
             yield f"Take {taken.name}: {self.reached(taken)}, the best of {len(self.arms)} arms, and {rest}."
         else:
             yield f"Take {taken.name}: {self.reached(taken)}, {self.distance(taken)}."
         yield from self.over_base(taken)
+
+    def nearest_cheaper(self, taken: Arm) -> str:
+        """What the cheaper arms lack; "" where there are none."""
+        cheaper = [arm for arm in self.arms if cost(arm) < cost(taken)]
+        if not cheaper:
+            return ""
+        nearest = min(cheaper, key=self.lacks)
+        if self.lacks(nearest) <= self.margin:
+            return f"no cheaper arm within {percent(self.margin)} of it is shown to beat the base"
+        lack = percent(self.lacks(nearest))
+        return f"no cheaper arm comes within {percent(self.margin)} of it (the nearest, {nearest.name}, lacks {lack})"
 
     def reached(self, arm: Arm) -> str:
         score = arm.scores[self.metric]
@@ -215,8 +225,9 @@ class _Study:
                 f"other training runs, so small differences may be luck until three seeds or more agree{corrected}."
             )
         span = f"{seeds[0]} to {plural(seeds[-1], 'seed')}" if len(seeds) > 1 else plural(seeds[0], "seed")
+        wide = ", and two runs say little about a third, so intervals are wide" if seeds == [2] else ""
         single = "; arms with one seed have intervals over rows only" if 1 in seeds else ""
-        return f"All this rests on {rows} and {span} an arm{single}{corrected}."
+        return f"All this rests on {rows} and {span} an arm{wide}{single}{corrected}."
 
 
 def cost(arm: Arm) -> tuple[float, float, float, int]:
