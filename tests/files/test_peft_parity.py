@@ -191,7 +191,6 @@ def test_an_adapter_of_another_name_is_loaded_from_its_subfolder(tmp_path):
 @pytest.mark.parametrize(
     ("option", "word"),
     [
-        ({"use_dora": True}, "DoRA"),
         ({"lora_bias": True}, "lora_bias"),
         ({"init_lora_weights": "pissa"}, "path_initial_model_for_weight_conversion"),
         ({"layer_replication": [(0, 2), (0, 2)]}, "repeats layers"),

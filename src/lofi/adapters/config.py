@@ -7,8 +7,9 @@ no torch, because recipes are checked without it. The other methods' configs sta
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar
 
 from lofi.errors import RecipeError
@@ -16,7 +17,8 @@ from lofi.errors import RecipeError
 ALL_LINEAR = "all-linear"
 TASK_TYPES = ("CAUSAL_LM", "SEQ_2_SEQ_LM", "SEQ_CLS", "TOKEN_CLS")
 BIASES = ("none", "all", "lora_only")
-INITS = (True, False, "gaussian")
+INITS = (True, False, "gaussian", "olora", "pissa", "orthogonal")
+_RANDOMISED = re.compile(r"pissa_niter_\d+")
 
 Names = str | Sequence[str] | None
 
@@ -118,7 +120,13 @@ class LoraConfig(AdapterConfig):
     trainable_token_indices: Sequence[int] | dict[str, Sequence[int]] | None = None
     """Token ids whose embedding rows train; a dict maps an embedding's name to ids."""
     init_lora_weights: bool | str = True
-    """True: A Kaiming-uniform(sqrt 5), B zero; "gaussian": A normal(1/r), B zero; False: both random (for tests)."""
+    """True: A Kaiming-uniform(sqrt 5), B zero; "gaussian": A normal(1/r), B zero; False: both random (for tests).
+
+    "olora" (QR of the weight), "pissa" (its SVD; "pissa_niter_4" a quick one) and "orthogonal" start from both factors
+    in use and train s (B A - B0 A0); the saved folder is then plain LoRA of rank 2r. See `adapters/init.py`.
+    """
+    use_dora: bool = False
+    """Train the length of every row of W0 + s B A on its own.   DoRA (arXiv 2402.09353); see `adapters/dora.py`"""
 
     def faults(self) -> list[str]:
         return [*self._number_faults(), *self._choice_faults()]
@@ -141,7 +149,7 @@ class LoraConfig(AdapterConfig):
         return faults
 
     def _choice_faults(self) -> list[str]:
-        faults = [*super().faults(), *choice_faults(self, ("bias", BIASES), ("init_lora_weights", INITS))]
+        faults = [*super().faults(), *choice_faults(self, ("bias", BIASES)), *self._start_faults()]
         if not isinstance(self.target_modules, str) and not (self.target_modules or self.target_parameters):
             faults.append(
                 f"target_modules is {self.target_modules!r}, which adapts nothing; "
@@ -150,6 +158,34 @@ class LoraConfig(AdapterConfig):
         if self.layers_pattern is not None and self.layers_to_transform is None:
             faults.append("layers_pattern is set but layers_to_transform is not; say which layers")
         return faults
+
+    def _start_faults(self) -> list[str]:
+        faults, start = [], self.init_lora_weights
+        if start not in INITS and not _RANDOMISED.fullmatch(str(start)):
+            names = ", ".join(map(repr, INITS))
+            faults.append(f"init_lora_weights is {start!r}, expected one of {names}, or 'pissa_niter_4'")
+        odd = [rank for rank in (self.r, *self.rank_pattern.values()) if isinstance(rank, int) and rank % 2]
+        if start == "orthogonal" and odd:
+            faults.append(f"init_lora_weights 'orthogonal' needs an even rank, got {odd[0]}; take {odd[0] + 1}")
+        if self.use_dora and self.bias != "none":
+            faults.append(f"use_dora with bias {self.bias!r} is not defined; leave bias at 'none'")
+        if self.use_dora and self.target_parameters:
+            faults.append("use_dora does not reach target_parameters (fused experts); leave one of them out")
+        return faults
+
+    @property
+    def shifted(self) -> bool:
+        """Whether both factors start in use, so that what they start from is subtracted."""
+        return isinstance(self.init_lora_weights, str) and self.init_lora_weights != "gaussian"
+
+    def finished(self) -> LoraConfig:
+        """What the folder is: after a shifted start plain LoRA of rank 2r, alpha doubled, rsLoRA folded into B."""
+        if not self.shifted:
+            return self
+        ranks = {key: 2 * rank for key, rank in self.rank_pattern.items()}
+        alphas = {key: 2 * alpha for key, alpha in self.alpha_pattern.items()}
+        twice = replace(self, r=2 * self.r, lora_alpha=2 * self.lora_alpha, rank_pattern=ranks, alpha_pattern=alphas)
+        return replace(twice, use_rslora=False, init_lora_weights=True)
 
     def scale(self, rank: int, alpha: float) -> float:
         """The effective multiplier of B A: alpha / rank, or alpha / sqrt(rank) under rsLoRA."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lofi.adapters.fused import CONV1D, LINEAR, Product, low_rank_product
-from lofi.adapters.linear import draw_factors
+from lofi.adapters.init import draw_factors, from_start, is_zero, start_from
 from lofi.adapters.surgery import Part, float_sum
 from lofi.errors import TargetError
 
@@ -31,7 +31,10 @@ def is_experts(module: Any) -> bool:
 
 
 class ExpertPair(nn.Module):
-    """A (E, R, I) and B (E, O, R) of one 3-D parameter, float32 masters."""
+    """A (E, R, I) and B (E, O, R) of one 3-D parameter, float32 masters; A0 and B0 after a shifted start."""
+
+    start_A: Tensor | None
+    start_B: Tensor | None
 
     def __init__(self, shape: Sequence[int], rank: int, *, transposed: bool, device: torch.device):
         super().__init__()
@@ -39,6 +42,18 @@ class ExpertPair(nn.Module):
         out_features, in_features = (columns, rows) if transposed else (rows, columns)
         self.lora_A = nn.Parameter(torch.empty(experts, rank, in_features, device=device, dtype=torch.float32))
         self.lora_B = nn.Parameter(torch.empty(experts, out_features, rank, device=device, dtype=torch.float32))
+        self.register_buffer("start_A", None)
+        self.register_buffer("start_B", None)
+
+    def reset_from(self, weights: Tensor, init: str, scale: float) -> None:
+        """Take each expert's A and B from its frozen weight, of (E, O, I): see `init.py`."""
+        for a, b, weight in zip(self.lora_A, self.lora_B, weights, strict=True):
+            start_from(a, b, init, weight, scale)
+        self.start_A, self.start_B = self.lora_A.detach().clone(), self.lora_B.detach().clone()
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A (E, R', I) and B (E, O, R') of the updates; R' = 2R after a shifted start."""
+        return from_start(self.lora_A, self.lora_B, self.start_A, self.start_B)
 
 
 class ExpertFactors(Part):
@@ -55,7 +70,8 @@ class ExpertFactors(Part):
                 f"{type(module).__name__} does not follow transformers' experts interface, so its 3-D parameters "
                 "cannot be adapted; leave them out of target_parameters"
             )
-        self.rank, self.scale, self.transposed = rank, scale, bool(module.is_transposed)
+        self.rank, self.scale, self.exported_scale = rank, scale, scale
+        self.transposed = bool(module.is_transposed)
         device = module.down_proj.device
         shapes = {name: getattr(module, name).shape for name in sorted(names)} | _packed_shapes(module, names)
         self.pairs = nn.ModuleDict(
@@ -64,14 +80,21 @@ class ExpertFactors(Part):
 
     def reset(self, init: bool | str) -> None:
         """Draw every expert's A and B: see `LoraConfig.init_lora_weights`."""
-        for name in self.pairs:
-            for a, b in self.experts(name):
+        for pair in self.pairs.values():
+            for a, b in zip(pair.lora_A, pair.lora_B, strict=True):  # type: ignore[arg-type]
                 draw_factors(a, b, init)
 
+    def reset_from(self, module: Any, init: str, exported_scale: float) -> None:
+        """Take every expert's A and B from its frozen weight, as what the updates are counted from."""
+        self.exported_scale = exported_scale
+        for name, pair in self.pairs.items():
+            weights = _dense_experts(module, name)
+            pair.reset_from(weights.transpose(1, 2) if self.transposed else weights, init, self.scale)  # type: ignore
+
     def experts(self, tensor_name: str) -> list[tuple[Tensor, Tensor]]:
-        """(A, B) of each expert of one parameter."""
+        """(A, B) of each expert's update of one parameter, as `ExpertPair.factors` has them."""
         pair: Any = self.pairs[tensor_name]
-        return list(zip(pair.lora_A, pair.lora_B, strict=True))
+        return list(zip(*pair.factors(), strict=True))
 
     @staticmethod
     def run(module: Any, parts: list[Any], base: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
@@ -92,7 +115,25 @@ class ExpertFactors(Part):
         return [(b.detach().float() @ a.detach().float()) * self.scale for a, b in experts]
 
     def zero_delta(self) -> bool | None:
-        return not any(a.any() and b.any() for name in self.pairs for a, b in self.experts(name))
+        pairs: Any = self.pairs.values()
+        return all(is_zero(p.lora_A, p.lora_B, p.start_A, p.start_B) for p in pairs)
+
+    def exported(self) -> dict[str, Tensor]:
+        held: dict[str, Tensor] = {}
+        fold = self.scale / self.exported_scale  # rsLoRA, folded
+        for name, pair in self.pairs.items():
+            a, b = pair.factors()  # type: ignore[operator]
+            held |= {f"pairs.{name}.lora_A": a, f"pairs.{name}.lora_B": b if fold == 1 else b * fold}
+        return held
+
+
+def _dense_experts(module: Any, name: str) -> Tensor:
+    """(E, ...) as the base has it, dequantized in float32 where it holds codes."""
+    if name not in getattr(module, "packed_shapes", {}):
+        return getattr(module, name).detach()
+    if getattr(module, name).is_meta:
+        return torch.empty(module.packed_shapes[name], device="meta")
+    return module.dense_parameter(name, torch.float32)
 
 
 def _packed_shapes(module: Any, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
@@ -123,9 +164,9 @@ class _Projection:
     def __init__(self, module: Any, parts: list[ExpertFactors], name: str):
         self.module, self.name = module, name
         self.bias = getattr(module, f"{name}_bias") if module.has_bias else None
-        held: list[tuple[float, Any]] = [(part.scale, part.pairs[name]) for part in parts if name in part.pairs]
+        pairs: list[Any] = [(part.scale, part.pairs[name]) for part in parts if name in part.pairs]
         # unbound once: selecting expert by expert would make a gradient of the whole stack for each
-        self.factors = [(scale, pair.lora_A.unbind(0), pair.lora_B.unbind(0)) for scale, pair in held]
+        self.factors = [(scale, *(factor.unbind(0) for factor in pair.factors())) for scale, pair in pairs]
 
     def _product(self, expert: int) -> tuple[Product, tuple[Tensor, ...]]:
         """How the expert's weight multiplies, and the tensors that hold it."""

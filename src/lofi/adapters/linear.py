@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lofi.adapters import dora
 from lofi.adapters.fused import CONV1D, LINEAR, Product, low_rank_product
+from lofi.adapters.init import draw_factors, from_start, frozen_weight, is_zero, start_from
 from lofi.adapters.surgery import Part, float_sum, own_class
 
 PRODUCTS: dict[str, Product] = {
@@ -36,11 +37,18 @@ def product_of(module: nn.Module) -> Product | None:
 
 
 class LinearFactors(Part):
-    """A (R, I) and B (O, R) of one linear, float32 masters, and the trained copy of its bias where asked for."""
+    """A (R, I) and B (O, R) of one linear, float32 masters, and the trained copy of its bias where asked for.
+
+    With a shifted start (`init.py`) A0 and B0 are kept beside them, with DoRA (`dora.py`) the magnitude m (O,).
+    """
 
     kind = "linear"
     rank: int
     scale: float
+    start_A: Tensor | None
+    start_B: Tensor | None
+    base_squares: Any
+    lora_magnitude_vector: Any
 
     def __init__(self, module: Any, rank: int, scale: float, *, dropout: float = 0.0, bias: bool = False):
         super().__init__()
@@ -48,16 +56,35 @@ class LinearFactors(Part):
         assert product is not None
         out_features, in_features = product.shape(module)
         device = module.weight.device
-        self.rank, self.scale, self.dropout, self.transposed = rank, scale, dropout, product.transposed
+        self.rank, self.scale, self.exported_scale = rank, scale, scale
+        self.dropout, self.transposed = dropout, product.transposed
         self.lora_A = nn.Parameter(torch.empty(rank, in_features, device=device, dtype=torch.float32))
         self.lora_B = nn.Parameter(torch.empty(out_features, rank, device=device, dtype=torch.float32))
         own_bias: Any = getattr(module, "bias", None)
         train_bias = bias and own_bias is not None
         self.bias = nn.Parameter(own_bias.detach().float().clone()) if train_bias else None
+        self.register_parameter("lora_magnitude_vector", None)
+        for name in ("start_A", "start_B", "base_squares"):
+            self.register_buffer(name, None)
 
     def reset(self, init: bool | str) -> None:
         """Draw A and B: see `LoraConfig.init_lora_weights`."""
         draw_factors(self.lora_A, self.lora_B, init)
+
+    def reset_from(self, module: Any, init: str, exported_scale: float) -> None:
+        """Take A and B from the module's frozen weight, as what the update is counted from: see `init.py`."""
+        self.exported_scale = exported_scale
+        start_from(self.lora_A, self.lora_B, init, frozen_weight(module, transposed=self.transposed), self.scale)
+        self.start_A, self.start_B = self.lora_A.detach().clone(), self.lora_B.detach().clone()
+
+    def add_magnitude(self, module: Any) -> None:
+        """Train each row's length from what it is with A and B as they are: see `dora.py`."""
+        self.base_squares = dora.row_squares(frozen_weight(module, transposed=self.transposed))
+        self.lora_magnitude_vector = nn.Parameter(self._lengths(module))
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A (R', I) and B (O, R') whose product times the scale is the update; R' = 2R after a shifted start."""
+        return from_start(self.lora_A, self.lora_B, self.start_A, self.start_B)
 
     @staticmethod
     def run(module: Any, parts: list[Any], base: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
@@ -66,22 +93,58 @@ class LinearFactors(Part):
         assert product is not None
         bias = _bias(module, parts)
         stored = product.stored(module)
-        first, *others = parts
+        first, *others = sorted(parts, key=lambda part: part.rescales)
         if any(t.requires_grad for t in stored):  # the user trains the base as well: let autograd see every product
             others, y = parts, product.forward(x, None if bias is None else bias.to(x.dtype), *stored)
+        elif first.rescales and first.drops:  # the base sees x, the update and its rescaling drop(x)
+            others, y = parts, base(x)
         else:
-            dropout = first.dropout if first.training else 0.0
-            y = low_rank_product(
-                x, first.lora_A, first.lora_B, bias, *stored, product=product, scale=first.scale, dropout=dropout
-            )
+            y = first._whole(module, x, bias, first.dropout if first.training else 0.0)
+            y = y + first._stretch(module, y, bias) if first.rescales else y
         for part in others:
-            y = y + part.delta(x)
+            y = y + part.delta(module, x)
         return y
 
-    def delta(self, x: Tensor) -> Tensor:
-        """s (drop(x) A^T) B^T, composed plainly: (..., I) -> (..., O)."""
+    @property
+    def rescales(self) -> bool:
+        """Whether this is DoRA."""
+        return self.lora_magnitude_vector is not None
+
+    @property
+    def drops(self) -> bool:
+        """Whether dropout acts now."""
+        return self.training and self.dropout > 0
+
+    def _whole(self, module: Any, x: Tensor, bias: Tensor | None, dropout: float = 0.0) -> Tensor:
+        """x W0^T + bias + s (drop(x) A^T) B^T, fused: (..., I) -> (..., O)."""
+        product: Any = product_of(module)
+        stored, (a, b) = product.stored(module), self.factors()
+        if any(t.requires_grad for t in stored):
+            return product.forward(x, bias, *stored) + self._low_rank(x)
+        return low_rank_product(x, a, b, bias, *stored, product=product, scale=self.scale, dropout=dropout)
+
+    def _low_rank(self, x: Tensor) -> Tensor:
+        """s (x A^T) B^T, composed plainly: (..., I) -> (..., O)."""
+        a, b = self.factors()
+        return (x @ a.to(x.dtype).t()) @ (b * self.scale).to(x.dtype).t()
+
+    def _stretch(self, module: Any, y: Tensor, bias: Tensor | None) -> Tensor:
+        """What DoRA adds to y = x W0^T + bias + s (x A^T) B^T."""
+        stretch = dora.stretch(self.lora_magnitude_vector, self._lengths(module))
+        return (y if bias is None else y - bias.to(y.dtype)) * stretch.to(y.dtype)
+
+    @torch.no_grad()
+    def _lengths(self, module: Any) -> Tensor:
+        """The length of every row of W0 + s B A (O,), from the factors."""
+        weight = frozen_weight(module, transposed=self.transposed)
+        return dora.row_lengths(weight, self.base_squares, *self.factors(), self.scale)
+
+    def delta(self, module: Any, x: Tensor) -> Tensor:
+        """What this part adds to the module's output: (..., I) -> (..., O)."""
         dropped = nn.functional.dropout(x, self.dropout, self.training)
-        return (dropped @ self.lora_A.to(x.dtype).t()) @ (self.lora_B * self.scale).to(x.dtype).t()
+        if not self.rescales:
+            return self._low_rank(dropped)
+        return self._low_rank(dropped) + self._stretch(module, self._whole(module, dropped, None), None)
 
     def changes(self) -> list[str]:
         return ["weight"] if self.bias is None else ["weight", "bias"]
@@ -90,15 +153,27 @@ class LinearFactors(Part):
         if tensor_name == "bias" and self.bias is not None:
             return self.bias.detach().to(base.dtype)
         delta = self.delta_weight()
+        if self.lora_magnitude_vector is not None:
+            weight = base.detach().t() if self.transposed else base.detach()
+            delta = dora.delta(weight, delta, self.lora_magnitude_vector.detach())
         return float_sum(base, delta.t() if self.transposed else delta)
 
     def delta_weight(self) -> Tensor:
-        """s B A (O, I), in float32 (float64 for float64 factors)."""
+        """s B A (O, I), or s (B A - B0 A0), in float32 (float64 for float64 factors); DoRA's lengths not counted."""
         wide = torch.promote_types(self.lora_A.dtype, torch.float32)
-        return (self.lora_B.detach().to(wide) @ self.lora_A.detach().to(wide)).mul_(self.scale)
+        a, b = self.factors()
+        return (b.detach().to(wide) @ a.detach().to(wide)).mul_(self.scale)
 
     def zero_delta(self) -> bool | None:
-        return not (self.lora_B.any() and self.lora_A.any())
+        stretched = self.rescales and not torch.equal(self.lora_magnitude_vector, self.base_squares.sqrt())
+        return not stretched and is_zero(self.lora_A, self.lora_B, self.start_A, self.start_B)
+
+    def exported(self) -> dict[str, Tensor]:
+        held: dict[str, Tensor] = dict(self.named_parameters())
+        if self.start_A is not None:
+            held["lora_A"], held["lora_B"] = self.factors()
+            held["lora_B"] = held["lora_B"] * (self.scale / self.exported_scale)  # rsLoRA, folded
+        return held
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}, scale={self.scale:g}, dropout={self.dropout:g}"
@@ -112,16 +187,3 @@ def _bias(module: nn.Module, parts: list[LinearFactors]) -> Tensor | None:
         return trained[0] if trained else frozen
     base = frozen.float()
     return base + sum(bias - base for bias in trained)
-
-
-@torch.no_grad()
-def draw_factors(a: Tensor, b: Tensor, init: bool | str) -> None:
-    """A (R, I) and B (O, R) at step 0: B is zero, so the adapter changes nothing, unless `init` is False."""
-    if init == "gaussian":
-        a.normal_(std=1.0 / a.shape[0])
-    else:
-        nn.init.kaiming_uniform_(a, a=math.sqrt(5))
-    if init is False:
-        nn.init.kaiming_uniform_(b, a=math.sqrt(5))
-    else:
-        b.zero_()

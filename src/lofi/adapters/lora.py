@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 
@@ -50,7 +51,7 @@ def _parts(model: nn.Module, config: LoraConfig, saved: dict[str, nn.Module]) ->
     for path, names in experts.items():
         rank, scale = _rank_and_scale(path, config)
         part = ExpertFactors(model.get_submodule(path), names, rank, scale)
-        part.reset(config.init_lora_weights)
+        _start(path, part, model.get_submodule(path), config)
         yield path, part
     for path, ids in rows.items():
         yield path, TokenRows(model.get_submodule(path), ids)  # type: ignore[arg-type]
@@ -60,12 +61,26 @@ def _parts(model: nn.Module, config: LoraConfig, saved: dict[str, nn.Module]) ->
 
 def _low_rank_part(path: str, module: nn.Module, config: LoraConfig) -> Part:
     rank, scale = _rank_and_scale(path, config)
-    part: EmbeddingFactors | LinearFactors
     if isinstance(module, nn.Embedding):
-        part = EmbeddingFactors(module, rank, scale)
-    else:
-        part = LinearFactors(module, rank, scale, dropout=config.lora_dropout, bias=config.bias != "none")
-    part.reset(config.init_lora_weights)
+        if config.use_dora:
+            raise TargetError(f"use_dora does not reach embeddings ({path}); leave it out of target_modules")
+        return _start(path, EmbeddingFactors(module, rank, scale), module, config)
+    part = LinearFactors(module, rank, scale, dropout=config.lora_dropout, bias=config.bias != "none")
+    _start(path, part, module, config)
+    if config.use_dora:
+        part.add_magnitude(module)
+    return part
+
+
+def _start(path: str, part: EmbeddingFactors | LinearFactors | ExpertFactors, module: Any, config: LoraConfig) -> Part:
+    """Give the factors their values at step 0."""
+    if not config.shifted:
+        part.reset(config.init_lora_weights)
+        return part
+    try:
+        part.reset_from(module, str(config.init_lora_weights), _rank_and_scale(path, config.finished())[1])
+    except TargetError as error:
+        raise TargetError(f"{path}: {error}") from None
     return part
 
 
@@ -141,3 +156,11 @@ def _left_out(
 def _notes(config: LoraConfig, parts: dict[str, Part]) -> Iterator[str]:
     if config.lora_dropout and any(part.kind == "experts" for part in parts.values()):
         yield "lora_dropout does not reach expert parameters"
+    if config.shifted:
+        ranks = sorted({2 * part.rank for part in parts.values() if part.rank})
+        yield (
+            f"init_lora_weights {config.init_lora_weights!r}: the saved folder is plain LoRA of rank {ranks[-1]}, "
+            f"twice what trains, so vLLM needs a maximum LoRA rank of at least {ranks[-1]}"
+        )
+    if config.use_dora:
+        yield "use_dora: PEFT loads the saved folder, vLLM and llama.cpp cannot; merge it into the base for them"

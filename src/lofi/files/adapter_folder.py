@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from lofi.adapters.attach import add_adapter, unload
 from lofi.adapters.config import AdapterConfig, LoraConfig
 from lofi.adapters.registry import Adapter, adapter_of, adapter_tensors, exported_tensors, load_adapter_tensors
+from lofi.adapters.surgery import Part
 from lofi.errors import AdapterFileError, LofiWarning, ProofError
 from lofi.files import fingerprint, peft_format
 from lofi.files.atomic import atomic_folder, readable, refuse_foreign, write_json, write_text
@@ -96,8 +97,21 @@ def _record(model: nn.Module, adapter: Adapter) -> dict[str, Any]:
             "path": _base_path(model),
             "quantization": quantization_of(model),
         },
-        "scale": {path: part.scale for path, part in sorted(adapter.parts.items()) if part.scale is not None},
+        "scale": {path: scale for path, part in sorted(adapter.parts.items()) if (scale := _scale(part)) is not None},
+        **_trained_as(adapter),
     }
+
+
+def _scale(part: Part) -> float | None:
+    """The multiplier of the factors as the folder holds them."""
+    return getattr(part, "exported_scale", part.scale)
+
+
+def _trained_as(adapter: Adapter) -> dict[str, Any]:
+    """What the config was in training and what to know of the folder beside adapter_config.json."""
+    trained, held = adapter.config.to_dict(), adapter.config.finished().to_dict()
+    changed = {key: value for key, value in trained.items() if value != held[key]}
+    return ({"trained_as": changed} if changed else {}) | {"notes": adapter.report.notes}
 
 
 def _base_path(model: nn.Module) -> str | None:

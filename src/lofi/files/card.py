@@ -81,7 +81,7 @@ def _summary(adapter: Adapter) -> str:
         leaf, kind, rank, scale = key
         multiplier = "-" if scale is None else f"{scale:g}"
         rows.append(f"| {leaf} | {count} | {kind} | {rank or '-'} | {multiplier} | {sizes[key]:,} |")
-    return "\n".join(rows)
+    return "\n".join([*rows, *(f"\nNote: {note}." for note in adapter.report.notes)])
 
 
 def _leaf(path: str) -> str:

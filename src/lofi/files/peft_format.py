@@ -40,7 +40,6 @@ _DEFAULTS: dict[str, Any] = {
     "monteclora_config": None,
     "qalora_group_size": 16,
     "use_bdlora": None,
-    "use_dora": False,
     "use_qalora": False,
     "velora_config": None,
 }
@@ -59,7 +58,6 @@ _NEUTRAL = {
 _START_ONLY = {"eva_config", "megatron_core", "qalora_group_size"}
 _STARTS_ON_THE_BASE = {"gaussian": "gaussian", "eva": True, "orthogonal": True}
 _REASONS = {
-    "use_dora": "DoRA rescales whole columns, which plain LoRA cannot express",
     "lora_bias": "it adds a bias inside B",
     "layer_replication": "it repeats layers of the base",
     "alora_invocation_tokens": "it switches itself on at certain tokens",
@@ -68,7 +66,7 @@ _REASONS = {
 
 def to_record(adapter: Adapter, *, base_path: str | None = None) -> dict[str, Any]:
     """adapter_config.json for an attached adapter: PEFT 0.21's keys, all-linear expanded to the modules it matched."""
-    config: Any = adapter.config
+    config: Any = adapter.config.finished()
     record: dict[str, Any] = {**_DEFAULTS, **config.to_dict()}
     record |= {
         "auto_mapping": None,
@@ -211,11 +209,12 @@ class Slot:
 
 # kind of part -> (name of our tensor -> PEFT's suffix)
 _SUFFIXES = {
-    "linear": {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "bias": "base_layer.bias"},
+    "linear": {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "bias": "base_layer.bias",
+               "lora_magnitude_vector": "lora_magnitude_vector"},
     "embedding": {"lora_embedding_A": "lora_embedding_A", "lora_embedding_B": "lora_embedding_B"},
     "rows": {"rows": "token_adapter.trainable_tokens_delta"},
     "bias": {"bias": "bias"},
-}
+}  # fmt: skip
 
 
 def slots(adapter: Adapter, model: nn.Module) -> dict[str, Slot]:
