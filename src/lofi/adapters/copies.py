@@ -66,7 +66,10 @@ class ModuleCopy(Part):
 
 
 class BiasShift(Part):
-    """A trained copy of a bias that is added to its module's output: y + (b' - b), exactly y at step 0."""
+    """A trained copy of a module's bias, in whose place it stands; around other parts, y + (b' - b).
+
+    The module's own forward runs with the trained bias, so step 0 is exactly the base and a merge changes nothing.
+    """
 
     kind = "bias"
     order = 1
@@ -77,15 +80,29 @@ class BiasShift(Part):
 
     @staticmethod
     def run(module: Any, parts: list[Any], base: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
-        y = base(*args, **kwargs)  # (..., O)
-        shift = sum(part.bias - module.bias.float() for part in parts)
-        return y + shift.to(y.dtype)
+        frozen = module.bias
+        if getattr(base, "__self__", None) is not module:  # another part already stands around the module's forward
+            y = base(*args, **kwargs)  # (..., O)
+            return y + sum(part.bias - frozen.float() for part in parts).to(y.dtype)
+        first, *others = parts
+        bias = first.bias
+        for part in others:
+            bias = bias + (part.bias - frozen.float())
+        return _with_bias(module, bias.to(frozen.dtype)).forward(*args, **kwargs)
 
     def changes(self) -> list[str]:
         return ["bias"]
 
     def merged(self, tensor_name: str, base: Tensor) -> Tensor:
         return self.bias.detach().to(base.dtype)
+
+
+def _with_bias(module: Any, bias: Tensor) -> Any:
+    """A stand-in for the module that shares all but its bias; the module itself may be running in other threads."""
+    cls: Any = own_class(type(module))
+    stand_in = cls.__new__(cls)
+    stand_in.__dict__ = {**module.__dict__, "_parameters": {**module._parameters, "bias": bias}}
+    return stand_in
 
 
 def shiftable(module: nn.Module) -> bool:
