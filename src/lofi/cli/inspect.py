@@ -24,29 +24,44 @@ def inspect(
         str | None, typer.Option("--quantization", help="What of a model nf4 or int8 would pack, at how many bits.")
     ] = None,
     whole: Annotated[bool, typer.Option("--all", help="Every module of an adapter, not one line a kind.")] = False,
+    against: Annotated[
+        str | None, typer.Option("--against", help="Another adapter: how alike are their subspaces?", metavar="ADAPTER")
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", help="Draw an adapter: page.html or picture.png.", metavar="FILE")
+    ] = None,
     as_json: flags.Json = False,
 ) -> None:
     """Look inside: an adapter, a data file under a model, or a model.
 
-    An adapter: targets, ranks, scale, spectrum, figures, base. A data file with --model: rows with the trained,
+    An adapter: targets, ranks, scale, figures, base, and of each update its norm, spectrum, effective rank and dead
+    directions; beside the base (--model, else the one that lofi.json names) the amplification factor as well; with
+    --against the subspaces of two adapters beside what chance gives. A data file with --model: rows with the trained,
     context, padding and cut tokens in colours, and what will become of the file. A model: what could be adapted, and
     what is quantized.
 
     \b
     Examples:
       lofi inspect runs/first
+      lofi inspect runs/first --against runs/second --output alike.html
       lofi inspect train.jsonl --model ./Qwen3-0.6B
       lofi inspect ./Qwen3-0.6B --quantization nf4
     """
     with speaking(as_json) as out:
-        from lofi.cli import inspecting
+        from lofi.cli import inspecting, inspecting_adapter
         from lofi.data.records import load_records
 
         kind = kind_of(path, model)
         if quantization is not None and kind != "model":
             raise RecipeError(f"--quantization shows how a model would be packed, but {path} is {kind}; leave it out")
+        if kind != "adapter" and (against or output):
+            flag = "--against" if against else "--output"
+            raise RecipeError(f"{flag} is for adapters, but {path} is {kind}; leave it out, or give an adapter folder")
         if kind == "adapter":
-            found, shown = inspecting.adapter(flags.adapter_folder(path), whole=whole)
+            other = None if against is None else flags.adapter_folder(against)
+            found, shown = inspecting_adapter.adapter(
+                flags.adapter_folder(path), inspecting_adapter.Asked(whole, model, other, output)
+            )
         elif kind == "data":
             assert model is not None
             records = load_records(path, columns=flags.column_map(columns), split=split)

@@ -1,8 +1,10 @@
-"""What `lofi inspect` finds and shows: for each kind of thing, (plain values for --json, renderables for people)."""
+"""What `lofi inspect` finds and shows: for each kind of thing, (plain values for --json, renderables for people).
+
+Data and models here; adapters in inspecting_adapter.py.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,34 +12,6 @@ from typing import Any
 Found = tuple[dict[str, Any], list[Any]]
 RANK = 16  # the rank that "what could be adapted" is counted at
 LABELS_SHOWN = 20
-
-
-def adapter(path: Path, *, whole: bool) -> Found:
-    """An adapter folder: what it changes, how strongly and in how many directions, and where it comes from."""
-    from lofi.files.adapter_folder import read_folder
-    from lofi.report.spectrum import updates_of
-
-    folder = read_folder(path)
-    updates = updates_of(folder)
-    counted = sum(tensor.numel() for tensor in folder.tensors.values())
-    facts = _origin(folder) | {"parameters": f"{counted:,} in {len(folder.tensors)} tensors"}
-    others = sorted(key for key in folder.tensors if ".lora_" not in key)
-    found = {
-        "config": folder.config.to_dict(),
-        "parameters": counted,
-        "base": folder.record.get("base"),
-        "text_format": folder.record.get("text_format"),
-        "labels": folder.record.get("labels"),
-        "figures": folder.record.get("figures"),
-        "golden_prompts": _golden(folder.record),
-        "modules": [update.to_dict() for update in updates],
-        "other_tensors": others,
-        "notes": list(folder.notes),
-    }
-    lines = [_spectrum_line(update) for update in updates] if whole else _by_kind(updates)
-    heads = ("module", "shape", "rank", "multiplier", "norm", "largest value", "directions for 90 %")
-    shown = [_facts(str(path), facts), _table("updates", heads, lines)]
-    return found, shown + ([f"trained besides: {', '.join(others[:LABELS_SHOWN])}"] if others else [])
 
 
 def data(records: Any, model: str, *, rows: int, task: str | None, max_length: int | None) -> Found:
@@ -86,11 +60,11 @@ def model(path: str, quantization: str | None = None) -> Found:
         "parameters": f"{found['parameters']:,}",
         f"LoRA at r={RANK}, all-linear": f"{count.trainable:,} parameters ({count.percent:.2f} %)",
         "tied": "; ".join(" = ".join(group) for group in found["tied"]) or "nothing",
-        "head": _words(found["head"]),
+        "head": words(found["head"]),
         "fused experts": f"{len(experts)} tensors, adapted through target_parameters" if experts else "none",
     } | _packed(packed, stored)
     lines = [(name, shape, str(number)) for (name, shape), number in kinds.items()]
-    return found, [_facts(path, facts), _table("two-dimensional weights", ("name", "shape", "count"), lines)]
+    return found, [facts_table(path, facts), table("two-dimensional weights", ("name", "shape", "count"), lines)]
 
 
 def _packed(packed: Any, stored: bool) -> dict[str, str]:
@@ -121,90 +95,16 @@ def _task_for(kind: str, model: str) -> str | None:
     return "SEQ_2_SEQ_LM" if pair and kind == "sft" else None
 
 
-def _origin(folder: Any) -> dict[str, str]:
-    from lofi.files.quantized import in_words
-
-    config, record = folder.config, folder.record
-    base = record.get("base") or {}
-    rule = "alpha / sqrt(r)" if config.use_rslora else "alpha / r"
-    patterns = " (some modules differ)" if config.rank_pattern or config.alpha_pattern else ""
-    multiplier = f"{rule} = {config.scale(config.r, config.lora_alpha):g}{patterns}"
-    facts = {
-        "made by": f"lofi {record['lofi']}" if record.get("lofi") else "another tool: its base cannot be proved",
-        "base": str(base.get("path") or folder.peft.get("base_model_name_or_path") or "not stated"),
-        "trained on": in_words(base.get("quantization")) if base else "not stated",
-        "task": config.task_type or "not stated",
-        "rank": f"{config.r}, alpha {config.lora_alpha:g}, multiplier {multiplier}",
-        "targets": _targets(config.target_modules or config.target_parameters),
-        "text format": str((record.get("text_format") or {}).get("kind", "not stated")),
-        "golden prompts": str(_golden(record)),
-    }
-    if record.get("labels"):
-        facts["labels"] = _words(record["labels"])
-    if record.get("figures"):
-        facts["figures"] = ", ".join(f"{key} {value}" for key, value in record["figures"].items())
-    return facts
-
-
-def _golden(record: dict[str, Any]) -> int:
-    return len((record.get("golden") or {}).get("prompts", ()))
-
-
-def _targets(names: Any) -> str:
-    """The patterns; full paths by their last names, with counts."""
-    if isinstance(names, str) or not any("." in name for name in names):
-        return _words(names)
-    counts = Counter(name.rpartition(".")[2] for name in names)
-    return ", ".join(f"{count} x {name}" if count > 1 else name for name, count in sorted(counts.items()))
-
-
-def _words(value: Any) -> str:
+def words(value: Any) -> str:
+    """A value in a table; of a long list the first entries and a count."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         more = f" and {len(value) - LABELS_SHOWN} more" if len(value) > LABELS_SHOWN else ""
         return ", ".join(map(str, value[:LABELS_SHOWN])) + more
     return str(value)
 
 
-def _spectrum_line(update: Any) -> tuple[str, ...]:
-    shape = f"{update.shape[0]} x {update.shape[1]}"
-    largest = f"{update.values[0]:.4g}" if update.values else "0"
-    return (
-        update.path,
-        shape,
-        str(update.rank),
-        f"{update.scale:g}",
-        f"{update.norm:.4g}",
-        largest,
-        f"{update.directions} of {update.rank}",
-    )
-
-
-def _by_kind(updates: Sequence[Any]) -> list[tuple[str, ...]]:
-    """One line for all modules of a last name, shape, rank and multiplier, with the range of their figures."""
-    groups: dict[tuple[Any, ...], list[Any]] = {}
-    for update in updates:
-        key = (update.path.rpartition(".")[2], update.shape, update.rank, update.scale)
-        groups.setdefault(key, []).append(update)
-    return [
-        (
-            f"{len(group)} x {name}" if len(group) > 1 else name,
-            f"{shape[0]} x {shape[1]}",
-            str(rank),
-            f"{scale:g}",
-            _range([update.norm for update in group]),
-            _range([max(update.values, default=0.0) for update in group]),
-            f"{_range([update.directions for update in group])} of {rank}",
-        )
-        for (name, shape, rank, scale), group in groups.items()
-    ]
-
-
-def _range(values: Sequence[float]) -> str:
-    low, high = f"{min(values):.4g}", f"{max(values):.4g}"
-    return low if low == high else f"{low} to {high}"
-
-
-def _facts(title: str, facts: dict[str, str]) -> Any:
+def facts_table(title: str, facts: dict[str, str]) -> Any:
+    """Keys and values below each other, without heads or lines."""
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 2))
@@ -213,12 +113,13 @@ def _facts(title: str, facts: dict[str, str]) -> Any:
     return table
 
 
-def _table(title: str, heads: Sequence[str], lines: Sequence[Sequence[str]]) -> Any:
+def table(title: str, heads: Sequence[str], lines: Sequence[Sequence[str]]) -> Any:
+    """A table whose first two columns are words and whose others are figures."""
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
     for place, head in enumerate(heads):
-        table.add_column(head, justify="left" if place < 2 else "right", no_wrap=place == 0)
+        table.add_column(head, justify="left" if place < 2 else "right", no_wrap=place < 2)
     for line in lines:
         table.add_row(*line)
     return table

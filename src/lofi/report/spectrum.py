@@ -1,44 +1,79 @@
-"""What each update of an adapter folder is made of: its singular values, without ever forming the full matrix.
+"""What each update of an adapter folder is made of, and what it does to its weight, without ever forming the update.
 
-Knows  pairs of factors under PEFT's names. Knows not  models: scale and rank come from the folder.
+Knows  updates as files/updates.py reads them, and weights that it is given. Knows not  models or how to open one.
 """
 
 from __future__ import annotations
 
-import re
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-_FACTOR = re.compile(r"(?P<path>.+)\.lora_(?P<embedding>embedding_)?A(\.weight)?$")
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lofi.adapters.algebra import Amplification
+    from lofi.files.updates import LowRank
+
+Weights = Callable[["LowRank"], Sequence["Tensor"]]
+"""The base's weight (O, I) that an update is added to, as B A stands; one for each expert."""
 
 
 @dataclass(frozen=True)
 class Update:
-    """One update s B A: `shape` (O, I), `scale` s, `values` the singular values of s B A, largest first."""
+    """One update s B A: `shape` (O, I), `scale` s, `values` the singular values of s B A, largest first.
+
+    Of fused experts, `values` are the roots of their mean squares over the experts.
+    """
 
     path: str
     shape: tuple[int, int]
     rank: int
     scale: float
     values: tuple[float, ...]
+    experts: int = 1
+    beside: Amplification | None = None
+    """The figures beside the base's weight, where there is a base."""
 
     @property
     def norm(self) -> float:
-        """Frobenius norm: the root of the sum of the squared singular values."""
-        return sum(value * value for value in self.values) ** 0.5
+        """Frobenius norm: the root of the sum of the squared singular values, over all experts."""
+        return (self.experts * sum(value * value for value in self.values)) ** 0.5
+
+    @property
+    def relative(self) -> float | None:
+        """||s B A||_F / ||W||_F; None without a base."""
+        return self.norm / self.beside.whole if self.beside and self.beside.whole else None
 
     @property
     def directions(self) -> int:
         """How many singular values carry 90 % of the squared norm; 0 for an update that is zero."""
-        goal, carried = 0.9 * self.norm**2, 0.0
+        goal, carried = 0.9 * self.norm**2 / self.experts, 0.0
         for count, value in enumerate(self.values, 1):
             carried += value * value
             if carried >= goal:
                 return count if carried > 0 else 0
         return len(self.values)
 
+    @property
+    def effective_rank(self) -> float:
+        """exp of the entropy of the singular values: see algebra.entropy_rank."""
+        return _of(self.values, "entropy_rank")
+
+    @property
+    def stable_rank(self) -> float:
+        """||.||_F^2 / ||.||_2^2."""
+        return _of(self.values, "stable_rank")
+
+    @property
+    def dead(self) -> int:
+        """Directions of the factors that add nothing."""
+        return self.rank - int(_of(self.values, "alive"))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for --json."""
+        beside = self.beside
         return {
             "module": self.path,
             "shape": list(self.shape),
@@ -47,52 +82,55 @@ class Update:
             "norm": self.norm,
             "directions_for_90_percent": self.directions,
             "singular_values": list(self.values),
+            "experts": self.experts,
+            "effective_rank": self.effective_rank,
+            "stable_rank": self.stable_rank,
+            "dead_directions": self.dead,
+            "relative_norm": self.relative,
+            "amplification": None if beside is None else beside._asdict() | {"factor": beside.factor},
         }
 
 
-def updates_of(folder: Any) -> list[Update]:
-    """The updates of an AdapterFolder, in the order of its modules; fused experts are left out (they are many pairs).
-
-    The effective scale is what lofi.json states, else what the config's alpha, rank and patterns give.
-    """
-    found = []
-    for key, a in folder.tensors.items():
-        match = _FACTOR.fullmatch(key)
-        b = folder.tensors.get(key.replace("_A", "_B")) if match else None
-        if match is None or b is None or b.shape[1] != a.shape[0] or _fused(folder, match["path"]):
-            continue
-        path = match["path"].removeprefix("base_model.model.")
-        rank = a.shape[0]
-        scale = float(folder.record.get("scale", {}).get(path) or _scale(folder.config, path, rank))
-        found.append(Update(path, (b.shape[0], a.shape[1]), rank, scale, singular_values(a, b, scale)))
-    return sorted(found, key=lambda update: _natural(update.path))
-
-
-def _natural(path: str) -> list[tuple[int, str]]:
-    """A key that puts layer 2 before layer 10."""
-    return [(int(part) if part.isdigit() else -1, part) for part in path.split(".")]
-
-
-def singular_values(a: Any, b: Any, scale: float) -> tuple[float, ...]:
-    """Singular values of scale * B A from the R x R core of its factors.
-
-    B = Qb Rb, A^T = Qa Ra  =>  s B A = Qb (s Rb Ra^T) Qa^T, so the values are those of s Rb Ra^T
-    Shapes  a (R, I), b (O, R); float64 arithmetic
-    Exact   to float64 rounding: Qa and Qb have orthonormal columns
-    """
+def _of(values: Sequence[float], what: str) -> float:
     import torch
 
-    core_b = torch.linalg.qr(b.double(), mode="r").R
-    core_a = torch.linalg.qr(a.double().T, mode="r").R
-    return tuple(torch.linalg.svdvals(scale * core_b @ core_a.T).tolist())
+    from lofi.adapters import algebra
+
+    return getattr(algebra, what)(torch.tensor(values, dtype=torch.float64))
 
 
-def _scale(config: Any, path: str, rank: int) -> float:
-    from lofi.adapters.target import by_pattern
+def updates_of(folder: Any, weights: Weights | None = None) -> list[Update]:
+    """The updates of an AdapterFolder, layer 2 before layer 10; beside their weights where `weights` gives them."""
+    from lofi.files.updates import low_rank_updates
 
-    return config.scale(rank, by_pattern(path, config.alpha_pattern, config.lora_alpha))
+    return [_judged(update, weights) for update in low_rank_updates(folder)]
 
 
-def _fused(folder: Any, path: str) -> bool:
-    names = folder.config.target_parameters or ()
-    return any(path.endswith(name.rpartition(".")[0]) for name in names)
+def _judged(update: LowRank, weights: Weights | None) -> Update:
+    import torch
+
+    from lofi.adapters.algebra import product_svd
+
+    svds = [product_svd(a, b, update.scale) for a, b in update.pairs]
+    values = torch.stack([svd.s for svd in svds]).square().mean(0).sqrt()
+    beside = None
+    if weights is not None:
+        beside = _together([*zip(svds, weights(update), strict=True)])
+    return Update(
+        update.name, update.shape, update.rank, update.scale, tuple(values.tolist()), len(update.pairs), beside
+    )
+
+
+def _together(pairs: Sequence[tuple[Any, Tensor]]) -> Amplification:
+    """The figures of all experts as one: roots of sums of squares."""
+    from lofi.adapters.algebra import Amplification, amplification
+
+    each = [amplification(svd, weight) for svd, weight in pairs]
+    return Amplification(*(math.hypot(*values) for values in zip(*each, strict=True)))
+
+
+def singular_values(a: Tensor, b: Tensor, scale: float) -> tuple[float, ...]:
+    """Singular values of scale * B A, largest first: see algebra.singular_values."""
+    from lofi.adapters import algebra
+
+    return tuple(algebra.singular_values(a, b, scale).tolist())
