@@ -73,7 +73,10 @@ def t5(*, gated: bool = False, tied: bool = True, seed: int = 0, **changes: Any)
         "feed_forward_proj": "gated-gelu" if gated else "relu", "tie_word_embeddings": tied, "dropout_rate": 0.0,
         "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0,
     }  # fmt: skip
-    return T5ForConditionalGeneration(T5Config(**(settings | changes))).eval()
+    model = T5ForConditionalGeneration(T5Config(**(settings | changes))).eval()
+    if not tied:  # as in the files of T5 1.1 and FLAN-T5; transformers ties every T5 that is not read from files
+        model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight) * 0.1)
+    return model
 
 
 def bart(seed: int = 0, **changes: Any) -> Any:

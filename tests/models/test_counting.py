@@ -53,3 +53,17 @@ def test_the_count_of_an_adapter_is_that_of_the_real_model(tiny):
     count = count_adapter(tiny.config("llama"), config)
     assert count.trainable == lora_parameters(shapes, r=3)
     assert count.all == parameter_count(tiny.model("llama")) + count.trainable
+
+
+def test_flan_t5_base_has_the_published_counts_on_the_meta_device():
+    from transformers import T5Config
+
+    config = T5Config(
+        vocab_size=32128, d_model=768, d_kv=64, d_ff=2048, num_layers=12, num_heads=12, feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    assert parameter_count(meta_model(config, "SEQ_2_SEQ_LM")) == 247_577_856
+    adapter = LoraConfig(r=32, lora_alpha=32, lora_dropout=0.05, target_modules=["q", "v"])
+    counted = count_adapter(config, adapter, "SEQ_2_SEQ_LM")
+    assert (counted.trainable, counted.all) == (3_538_944, 251_116_800)
+    assert round(counted.percent, 2) == 1.41

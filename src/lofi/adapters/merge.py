@@ -111,6 +111,11 @@ def _untie(plain: Any, values: dict[str, Tensor]) -> None:
     others = [t for t in plain.all_tied_weights_keys if not _same(plain, t, tied[t])]
     if others:
         raise TargetError(f"merging parted {sorted(parted)} but {others} would be parted by it too")
+    for target in plain.all_tied_weights_keys:  # the config ties all or none: what is still the same is written too
+        path, _, tensor_name = target.rpartition(".")
+        weight = plain.get_parameter(target)
+        plain.get_submodule(path)._parameters[tensor_name] = nn.Parameter(weight.detach().clone(), weight.requires_grad)
+    plain.all_tied_weights_keys = {}
 
 
 def _same(model: nn.Module, one: str, other: str) -> bool:
