@@ -43,7 +43,7 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "falcon_tagger": ("FalconConfig", "FalconForTokenClassification",
                       {**_IDS, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}),
     "t5": ("T5Config", "T5ForConditionalGeneration",
-           {**_PAIR, "d_model": 24, "d_kv": 6, "d_ff": 44, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 4}),
+           {**_PAIR, "d_model": 24, "d_kv": 6, "d_ff": 44, "num_layers": 3, "num_heads": 4}),
     "bart": ("BartConfig", "BartForConditionalGeneration",
              {**_PAIR, "d_model": 24, "encoder_layers": 2, "decoder_layers": 3, "encoder_attention_heads": 4,
               "decoder_attention_heads": 4, "encoder_ffn_dim": 44, "decoder_ffn_dim": 44, "bos_token_id": 2,

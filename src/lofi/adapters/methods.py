@@ -196,5 +196,13 @@ class MixedConfig(AdapterConfig):
 CONFIGS: tuple[type[AdapterConfig], ...] = (
     *(LoraConfig, HoulsbyConfig, LinConfig, PrefixConfig, PromptConfig, BitFitConfig, LastLayersConfig, MixedConfig),
 )
+
+
+def virtual_length(config: AdapterConfig | None) -> int:
+    """Positions that an adapter's virtual tokens take before every input: 0 for the methods that have none."""
+    inner = (virtual_length(one) for one in getattr(config, "configs", ()))
+    return getattr(config, "num_virtual_tokens", 0) + sum(inner)
+
+
 BY_METHOD = {config.method: config for config in CONFIGS}
 BY_PEFT_TYPE = {config.peft_type: config for config in CONFIGS}

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from lofi.adapters.config import AdapterConfig
+from lofi.adapters.methods import virtual_length
 from lofi.adapters.surgery import Part, own_tensors
-from lofi.adapters.switch import Switch
+from lofi.adapters.switch import Switch, active_adapters
 from lofi.errors import AdapterFileError, TargetError
 
 if TYPE_CHECKING:
@@ -59,6 +60,12 @@ def adapter_of(model: nn.Module, name: str) -> Adapter:
         hint = f"did you mean {near[0]!r}?" if near else "add_adapter or load_adapter makes one."
         raise TargetError(f"no adapter {name!r} in this model (it has {known}); {hint}")
     return held[name]
+
+
+def virtual_positions(model: nn.Module) -> int:
+    """Positions of the model's context that the active adapters' virtual tokens take."""
+    held = adapters_of(model)
+    return sum(virtual_length(held[name].config) for name in active_adapters(model))
 
 
 def adapter_tensors(model: nn.Module, name: str = "default") -> dict[str, Tensor]:

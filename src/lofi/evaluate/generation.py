@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lofi.adapters.registry import virtual_positions
 from lofi.errors import RequestError
 from lofi.evaluate.batching import fill_token, grouped, is_pair_model, padded
 from lofi.evaluate.sampling import Dice, Sampling
@@ -87,15 +88,20 @@ def encode(text_format: Any, prompt: Prompt) -> list[int]:
 
 
 def context_length(model: Any) -> int | None:
-    """How many positions a decoder has for prompt and answer together; None if it states none or has an encoder."""
+    """How many positions a decoder has for prompt and answer together; None if it states none or has an encoder.
+
+    The virtual tokens of the active adapters take theirs first.
+    """
     if is_pair_model(model):
         return None
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    stated = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return None if stated is None else stated - virtual_positions(model)
 
 
 def side_length(model: Any) -> int | None:
     """How many positions each side of an encoder-decoder has; None for decoders and where it is not limited (T5)."""
-    return getattr(model.config, "max_position_embeddings", None) if is_pair_model(model) else None
+    stated = getattr(model.config, "max_position_embeddings", None) if is_pair_model(model) else None
+    return None if stated is None else stated - virtual_positions(model)
 
 
 def check_room(model: Any, lengths: Sequence[int], max_new_tokens: int) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lofi.adapters.methods import virtual_length
 from lofi.errors import ModelError, RecipeError
 from lofi.recipe import Recipe
 from lofi.train import quantized
@@ -140,12 +141,18 @@ def context_length(config: Any, tokenizer: Any) -> int | None:
     return min((int(n) for n in told if n and 0 < n < 10**7), default=None)
 
 
+def _room(recipe: Recipe, config: Any, tokenizer: Any) -> int | None:
+    """The context that is left to rows: virtual tokens take their positions first."""
+    stated = context_length(config, tokenizer)
+    return None if stated is None else stated - virtual_length(recipe.adapter_config())
+
+
 def _prepare(recipe: Recipe, rows: Rows, tokenizer: Any, config: Any) -> tuple[Any, Any]:
     """(training examples, validation examples or None), labelled alike."""
     from lofi.data.prepare import prepare
 
     task = "SEQ_2_SEQ_LM" if model_task(rows.task, config) == "SEQ_2_SEQ_LM" else rows.task
-    length = recipe.train.max_length or context_length(config, tokenizer)
+    length = recipe.train.max_length or _room(recipe, config, tokenizer)
     first = prepare(rows.train, tokenizer, task=task, max_length=length, labels=recipe.data.labels)
     if rows.validation is None:
         return first, None
