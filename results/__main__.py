@@ -22,21 +22,23 @@ from results.page import write_page
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = ROOT / "results" / "figures"
 EXPERIMENTS = (  # in the order of the page
-    Experiment("e2e", 19),
-    Experiment("diacritics", 26),
-    Experiment("encoders", 22),
-    Experiment("dialogues", 13),
+    Experiment("e2e", 16),
+    Experiment("diacritics", 22),
+    Experiment("encoders", 19),
+    Experiment("dialogues", 11),
     Experiment("quotes", 3),
     Experiment("arithmetic", 0.2),
     Experiment("parity", 0.2),
     Experiment("speed", 2, alone=True),
     Experiment("kill", 3),
-    Experiment("quantized", 29),
+    Experiment("quantized", 24),
     Experiment("requantized", 3, after="quantized"),
-    Experiment("methods", 30),
-    Experiment("methods_minilm", 12),
-    Experiment("matrices", 10),
-    Experiment("latency", 7, alone=True),
+    Experiment("resize", 2, after="quantized"),
+    Experiment("subspaces", 3, after="quantized"),
+    Experiment("methods", 26),
+    Experiment("methods_minilm", 10),
+    Experiment("matrices", 8),
+    Experiment("latency", 6, alone=True),
 )
 NAMES = tuple(experiment.name for experiment in EXPERIMENTS)
 
