@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lofi.errors import RequestError
 from lofi.evaluate.intervals import bootstrap
 from lofi.study.record import Measured, RunRecord
 from lofi.study.statistics import bounds, holm, sign, summarise
@@ -169,9 +168,11 @@ def test_a_perplexity_that_is_infinite_is_a_figure_without_interval_or_test():
     assert found.full is None and found.best == "lora r=4" and found.get("full").contrast("best", "perplexity") is None
 
 
-def test_runs_that_answered_other_rows_are_refused_by_name():
-    with pytest.raises(RequestError, match=r"lora-r=4-s0 has rouge1 on 5 rows .*full-s0 on 6 .*remove the older"):
-        summarise([run("full", 0, rows(6)), run("lora r=4", 0, rows(5))])
+def test_a_run_that_answered_other_rows_counts_as_failed_and_loses_no_other():
+    found = summarise([run("full", 0, rows(6)), run("full", 1, rows(6)), run("lora r=4", 0, rows(5))])
+    (failure,) = found.failures
+    assert failure.run == "lora-r=4-s0" and "on 5 rows as mean, in most runs on 6 as mean" in failure.error
+    assert found.best == "full" and found.get("lora r=4").scores == {} and found.get("lora r=4").failed == 1
 
 
 def test_no_records_or_none_that_is_done_give_empty_statistics():

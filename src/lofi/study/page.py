@@ -30,7 +30,7 @@ def write_outputs(study: Any, records: Sequence[RunRecord], output: str | Path, 
 
     study   a Study: what it asked for stands on the page, with the command that repeats it
     notes   what a reader must know of the study as a whole
-    Raises  LofiError when the disk is full; RequestError where the records do not belong together
+    Raises  LofiError when the disk is full
     """
     output = Path(output)
     statistics = summarise(records)

@@ -17,15 +17,15 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from lofi.errors import RequestError
 from lofi.evaluate.intervals import Array, quantiles, resamples, two_sided
-from lofi.study.record import BASE, STATISTICS, RunRecord
+from lofi.study.record import BASE, STATISTICS, Measured, RunRecord
 
 LOWER_IS_BETTER = frozenset({"perplexity", "loss"})
 HUNDREDS = frozenset({"bleu", "chrf"})
@@ -169,10 +169,11 @@ def summarise(records: Sequence[RunRecord], *, seed: int = 0, n: int = RESAMPLES
     """The arms of a study with their figures, intervals and tests.
 
     n  resamples; no p is below 2 / (n + 1)
-    Raises  RequestError where two runs were measured on different numbers of rows, or by different statistics
+    A run that was measured on other rows than most counts as failed, for nothing could be paired with it.
     Exact   a value is the mean over seeds of the statistic of all rows; all draws are the same for the same seed, and
             an arm's interval does not depend on which other arms there are
     """
+    records = _comparable(records)
     groups: dict[str, list[RunRecord]] = {}
     for record in sorted(records, key=lambda record: -1 if record.seed is None else record.seed):
         groups.setdefault(record.arm, []).append(record)
@@ -194,7 +195,6 @@ class _Draws:
 
     def __init__(self, metric: str, groups: Mapping[str, Sequence[RunRecord]], n: int, seed: int) -> None:
         runs = [run for group in groups.values() for run in group if run.done and metric in run.measures]
-        _check_alike(metric, runs)
         self.metric, self.n, self.seed = metric, n, seed
         self.rows = runs[0].measures[metric].n
         self.seeds: dict[str, list[int | None]] = {}
@@ -253,17 +253,32 @@ class _Draws:
         return math.sqrt(variance) * rng.standard_t(freedom, self.n)
 
 
-def _check_alike(metric: str, runs: Sequence[RunRecord]) -> None:
-    """All runs answered the same rows, or no comparison is paired."""
-    first = runs[0].measures[metric]
-    for run in runs[1:]:
-        ours = run.measures[metric]
-        if ours.rows.shape != first.rows.shape or ours.statistic != first.statistic:
-            raise RequestError(
-                f"{run.name} has {metric} on {ours.n} rows as {ours.statistic}, but {runs[0].name} on {first.n} as "
-                f"{first.statistic}: a study compares runs on the same rows, so remove the older run's folder "
-                "and run the study again."
-            )
+def _comparable(records: Sequence[RunRecord]) -> list[RunRecord]:
+    """The records, those that answered other rows than most turned into failed ones: no comparison would be paired."""
+    found = list(records)
+    for metric in dict.fromkeys(metric for record in records if record.done for metric in record.measures):
+        kinds = {i: _kind(one.measures[metric]) for i, one in enumerate(found) if one.done and metric in one.measures}
+        usual = Counter(kinds.values()).most_common(1)[0][0] if kinds else None
+        for place, kind in kinds.items():
+            if kind != usual:
+                found[place] = replace(found[place], status="failed", error=_other_rows(metric, kind, usual))
+    return found
+
+
+Kind = tuple[tuple[int, ...], str]
+
+
+def _kind(measured: Measured) -> Kind:
+    return measured.rows.shape, measured.statistic
+
+
+def _other_rows(metric: str, kind: Kind, usual: Kind | None) -> str:
+    (rows, *_), statistic = kind
+    (others, *_), theirs = usual or kind
+    return (
+        f"{metric} was measured on {rows} rows as {statistic}, in most runs on {others} as {theirs}: a study compares "
+        "runs on the same rows, so remove this run's folder and run the study again"
+    )
 
 
 def _arm(name: str, runs: Sequence[RunRecord], draws: Mapping[str, _Draws]) -> Arm:
