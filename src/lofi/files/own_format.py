@@ -44,11 +44,24 @@ def _config(record: Mapping[str, Any], where: str) -> AdapterConfig:
             f"{where}: {cls.__name__} has no {', '.join(unknown)}; use the lofi that wrote the folder"
         )
     if cls is MixedConfig:
-        values["configs"] = [_config(one, where) for one in values.get("configs", ())]
+        values["configs"] = [_config(one, where) for one in _stated(values.get("configs"), where)]
     try:
         return cls(**values)
     except (RecipeError, TypeError) as error:
         raise AdapterFileError(f"{where} is not a usable {cls.__name__}: {error}") from None
+
+
+def _stated(configs: Any, where: str) -> list[Mapping[str, Any]]:
+    """The records of a mixture's configs, each of a known type."""
+    if not isinstance(configs, list) or not all(isinstance(one, dict) for one in configs):
+        raise AdapterFileError(f"{where}: configs is {configs!r}, expected a list of objects; save the adapter again")
+    for one in configs:
+        if one.get("peft_type") not in BY_PEFT_TYPE:
+            raise AdapterFileError(
+                f"{where}: configs holds peft_type {one.get('peft_type')!r}, expected one of "
+                f"{', '.join(BY_PEFT_TYPE)}; use the lofi that wrote the folder"
+            )
+    return configs
 
 
 def explicit_copies(config: AdapterConfig, keys: Any) -> AdapterConfig:
