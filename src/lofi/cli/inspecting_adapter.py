@@ -93,10 +93,11 @@ def base_for(folder: Any, model: str | None) -> tuple[Any, list[str]]:
     from lofi.models.folder import local_folder
 
     path = model or (folder.record.get("base") or {}).get("path")
-    if path is None or (model is None and local_folder(path) is None):
-        told = "lofi.json names no base" if path is None else f"the base {path} is not here"
-        return None, [f"{told}, so nothing is said beside its weights; give it with --model"]
+    if path is None:
+        return None, ["lofi.json names no base, so nothing is said beside its weights; give it with --model"]
     try:
+        if model is None and local_folder(path) is None:  # a hub id: nothing is fetched that was not asked for
+            return None, [f"the base {path} is not a folder here, so nothing is said beside its weights; give --model"]
         return _opened(folder, str(path)), []
     except LofiError as error:
         if model is not None:

@@ -18,10 +18,11 @@ def tensors_of(folder: Any, base: Any) -> list[dict[str, Any]]:
         if ".lora_" in key and "magnitude" not in key:
             continue
         name = key.removeprefix(PREFIX)
-        frozen = own.get(name.replace(".base_layer", ""))
+        held = own.get(name.replace(".base_layer", ""))
         moved = None
-        if frozen is not None and frozen.shape == tensor.shape and float(frozen.norm()):
-            moved = float((tensor.double() - frozen.detach().double()).norm() / frozen.detach().double().norm())
+        if held is not None and held.shape == tensor.shape and held.any():
+            frozen = held.detach().double()
+            moved = float((tensor.double() - frozen).norm() / frozen.norm())
         size = {"shape": list(tensor.shape), "parameters": tensor.numel(), "norm": float(tensor.double().norm())}
         rows.append({"tensor": name, **size, "moved": moved})
     return rows
