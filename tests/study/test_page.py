@@ -143,6 +143,22 @@ def test_columns_without_a_figure_are_left_out_and_what_cannot_be_merged_says_so
     assert [cell.text for cell in cells] == ["1.00", "cannot"]
 
 
+def test_a_fully_tuned_model_answers_as_the_base_does_whatever_two_clocks_say():
+    noisy = LATENCY | {"latency_ms": 11.0, "latency_merged_ms": None}
+    statistics = summarise([*arm_runs("full", 0.2, **noisy), *arm_runs("lora r=4", 0.1, **LATENCY)])
+    (cells,) = [column.cells for column in columns(statistics) if column.head == "latency"]
+    assert [cell.text for cell in cells] == ["as base", "1.20"]
+    assert statistics.get("full").slowdown() == 1.0 == statistics.get("lora r=4").slowdown()
+
+
+def test_where_less_is_better_the_axis_says_so():
+    made = [run(f"lora r={r}", 0, rows() + r, "loss", trainable=10.0 * r) for r in (1, 2)]
+    found = plots(summarise(made), made)
+    assert [plot.title for plot in found] == ["Loss against trainable parameters", "Loss against rank"]
+    assert all("loss (less is better)" in plot.svg for plot in found)
+    assert "less is better" not in the_page().partition("<svg")[2]
+
+
 def coordinates(svg: str):
     """Every coordinate of a picture with the limits of its viewBox."""
     width, height = map(float, re.search(r'viewBox="0 0 (\S+) (\S+)"', svg).groups())

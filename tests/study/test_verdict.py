@@ -68,6 +68,13 @@ def test_what_full_fine_tuning_gains_and_costs_is_said_with_its_p():
     assert "Inference with lora r=4 takes 1.20 times the base's time (1.00 times once merged)." in found.words
 
 
+def test_where_full_fine_tuning_is_taken_its_price_beside_the_nearest_cheaper_arm_is_said():
+    found = verdict(a_study(("lora r=1", 0.1, SMALL), ("lora r=4", 0.2, LARGE), ("full", 0.3, FULL)))
+    assert found.take == "full" and "(the nearest, lora r=4, lacks 13 %)" in found.words
+    assert "Beside lora r=4, the nearest cheaper arm, it costs 10 times the trainable parameters" in found.words
+    assert "Inference" not in found.words  # the base's own layers: only noise differs
+
+
 def test_a_method_that_cannot_be_merged_and_what_is_forgotten_are_said():
     forgets = {"general_ppl": 12.0, "general_ppl_base": 10.0}
     keeps = {"general_ppl": 9.9, "general_ppl_base": 10.0}
@@ -155,7 +162,7 @@ def test_ties_go_to_faster_inference_then_faster_training_then_fewer_settings():
     slower = replace(arm, figures={**arm.figures, "tokens_per_second": replace(arm.figures["trainable"], mean=400.0)})
     assert cost(faster) < cost(slower) < cost(arm)  # what was not measured counts as slowest
     assert cost(arm) < cost(replace(arm, overrides={**arm.overrides, "lora.use_dora": True}))
-    noise = replace(arm, figures={**arm.figures, "latency_ms": replace(arm.figures["latency_ms"], mean=30.2)})
+    noise = replace(arm, figures={**arm.figures, "latency_ratio": replace(arm.figures["latency_ratio"], mean=1.51)})
     assert cost(noise) == cost(arm)
 
 

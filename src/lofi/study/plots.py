@@ -22,7 +22,7 @@ LONGEST_TAG = 16
 COSTS = {
     "peak_mb": "peak memory in training, MB",
     "train_seconds": "time to train, seconds",
-    "inference_ms": "inference latency, ms",
+    "inference": "time to answer, times the base's",
 }
 
 
@@ -57,6 +57,7 @@ class _Known:
     def __init__(self, statistics: Statistics, metric: str) -> None:
         self.metric = metric
         self.label = metric_label(metric)
+        self.axis = self.label + (" (less is better)" if sign(metric) < 0 else "")
         self.base = statistics.base
         able = [arm for arm in statistics.trained if metric in arm.scores]
         self.arms = [arm for arm in able if math.isfinite(arm.scores[metric].value)]
@@ -66,6 +67,10 @@ class _Known:
 
     def score(self, arm: Arm) -> Score:
         return arm.scores[self.metric]
+
+    def headed(self, against: str) -> str:
+        """What a picture is called: "Loss against rank"."""
+        return f"{self.label[:1].upper()}{self.label[1:]} against {against}"
 
     def series(self, arm: Arm) -> int:
         return self.groups.index(self.group(arm))
@@ -119,12 +124,12 @@ def by_parameters(known: _Known) -> Plot | None:
         across([x for _, x in points], log=True),
         upwards(known.heights(arm for arm, _ in points)),
         "trainable parameters",
-        known.label,
+        known.axis,
     )
     drawn = _points(known, frame, points, lambda x: f"{x:,.0f} trainable parameters")
     note = "Bars are 95 % intervals; the dashed line is the base."
     return Plot(
-        f"{known.label} against trainable parameters",
+        known.headed("trainable parameters"),
         note,
         picture([frame.drawn(), known.base_line(frame), *drawn], f"{known.label} of each arm by trainable parameters"),
         known.legend(arm for arm, _ in points),
@@ -167,7 +172,7 @@ def by_rank(known: _Known) -> Plot | None:
         return None
     arms = [arm for line in shown.values() for _, arm in line]
     ranks = sorted({rank for line in shown.values() for rank, _ in line})
-    frame = Frame(across(ranks, log=True), upwards(known.heights(arms)), "rank", known.label)
+    frame = Frame(across(ranks, log=True), upwards(known.heights(arms)), "rank", known.axis)
     parts = [frame.drawn(ranks), known.base_line(frame)]
     series = [known.series(line[0][1]) for line in shown.values()]  # as in the other pictures, where that tells apart
     series = series if len(set(series)) == len(series) else list(range(len(series)))
@@ -176,7 +181,7 @@ def by_rank(known: _Known) -> Plot | None:
     left = len(lines) - len(shown)
     note = "Bars are 95 % intervals." + (f" {left} more lines are in the table only." if left else "")
     legend = tuple((swatch(one), name) for one, name in zip(series, shown, strict=True))
-    return Plot(f"{known.label} against rank", note, picture(parts, f"{known.label} by rank"), legend)
+    return Plot(known.headed("rank"), note, picture(parts, f"{known.label} by rank"), legend)
 
 
 def _rank_line(known: _Known, frame: Frame, line: Sequence[tuple[int, Arm]], series: int) -> Iterator[str]:
@@ -198,13 +203,11 @@ def by_cost(known: _Known, cost: str) -> Plot | None:
     kept = [points[place] for place in front]
     heights = known.heights(arm for arm, _ in points)
     wide = max(x for _, x in points) / min(x for _, x in points) > 8
-    frame = Frame(across([x for _, x in points], log=wide, least=0.2), upwards(heights), COSTS[cost], known.label)
+    frame = Frame(across([x for _, x in points], log=wide, least=0.2), upwards(heights), COSTS[cost], known.axis)
     line = _stairs([frame.at(x, known.score(arm).value) for arm, x in kept])
-    drawn = _points(
-        known, frame, points, lambda x: f"{number(x)} {COSTS[cost].rpartition(' ')[2]}", [arm for arm, _ in kept]
-    )
+    drawn = _points(known, frame, points, lambda x: f"{number(x)} ({COSTS[cost]})", [arm for arm, _ in kept])
     return Plot(
-        f"{known.label} against {COSTS[cost].partition(',')[0]}",
+        known.headed(COSTS[cost].partition(",")[0]),
         "Joined: the arms that no cheaper arm beats. Faded: those that one does.",
         picture([frame.drawn(), known.base_line(frame), line, *drawn], f"{known.label} by {COSTS[cost]}"),
         known.legend(arm for arm, _ in points),
@@ -212,10 +215,7 @@ def by_cost(known: _Known, cost: str) -> Plot | None:
 
 
 def _cost(arm: Arm, cost: str) -> float | None:
-    if cost != "inference_ms":
-        return arm.figure(cost)
-    both = [arm.figure(key) for key in ("latency_ms", "latency_merged_ms")]
-    return min((time for time in both if time is not None), default=None)
+    return arm.slowdown() if cost == "inference" else arm.figure(cost)
 
 
 def frontier(points: Sequence[tuple[float, float]]) -> list[int]:

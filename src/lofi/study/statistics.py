@@ -110,6 +110,14 @@ class Arm:
         found = self.figures.get(name)
         return None if found is None else found.mean
 
+    def slowdown(self) -> float | None:
+        """Time to answer, times the base's, in the arm's fastest form; 1 for a fully tuned model, which has the base's
+        own layers; None where it was not measured."""
+        if self.method == "full":
+            return 1.0
+        both = [self.figure(key) for key in ("latency_ratio", "latency_merged_ratio")]
+        return min((ratio for ratio in both if ratio is not None), default=None)
+
     def contrast(self, against: str, metric: str) -> Contrast | None:
         """The comparison with "base", "full" or "best"; None where there is none."""
         return self.contrasts.get(against, {}).get(metric)
@@ -298,6 +306,8 @@ def _arm(name: str, runs: Sequence[RunRecord], draws: Mapping[str, _Draws]) -> A
 def _figure(run: RunRecord, name: str) -> float | None:
     if name not in RATIOS:
         return run.figures.get(name)
+    if run.method == "full" and name.startswith("latency"):
+        return None  # it was timed in another process than the base: the ratio would be noise about 1
     over, under = (run.figures.get(key) for key in RATIOS[name])
     return over / under if over is not None and under else None
 

@@ -115,6 +115,8 @@ def _both(found: Contrast) -> str:
 
 def _figure_cell(arm: Arm, key: str, show: Callable[[float], str]) -> Cell:
     found = arm.figures.get(key)
+    if found is None and arm.method == "full" and key == "latency_ratio":
+        return Cell("as base", sort=1.0)
     if found is None:
         return Cell("cannot" if _unmergeable(arm, key) else "")
     below = f"{show(found.low)} to {show(found.high)}" if show(found.low) != show(found.high) else ""

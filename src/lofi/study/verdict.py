@@ -96,12 +96,16 @@ class _Study:
             yield f"Take {taken.name}: {self.reached(taken)}, {self.distance(taken)}."
         yield from self.over_base(taken)
 
+    def cheaper(self, taken: Arm) -> list[Arm]:
+        """The arms that cost less, the best of them first."""
+        return sorted((arm for arm in self.arms if cost(arm) < cost(taken)), key=self.lacks)
+
     def nearest_cheaper(self, taken: Arm) -> str:
         """What the cheaper arms lack; "" where there are none."""
-        cheaper = [arm for arm in self.arms if cost(arm) < cost(taken)]
+        cheaper = self.cheaper(taken)
         if not cheaper:
             return ""
-        nearest = min(cheaper, key=self.lacks)
+        nearest = cheaper[0]
         if self.lacks(nearest) <= self.margin:
             return f"no cheaper arm within {percent(self.margin)} of it is shown to beat the base"
         lack = percent(self.lacks(nearest))
@@ -175,7 +179,12 @@ class _Study:
         full = self.all.get(self.all.full)
         if full is None:
             yield "Full fine-tuning is not part of this study or gave no figure, so what it would gain is not known."
-        elif full is not taken:
+        elif full is taken:
+            cheaper = self.cheaper(taken)
+            costs = listing(list(_costs(full, cheaper[0]))) if cheaper else ""
+            if costs:
+                yield f"Beside {cheaper[0].name}, the nearest cheaper arm, it costs {costs}."
+        else:
             found = taken.contrast("full", self.metric)
             costs = listing(list(_costs(full, taken)))
             yield f"Full fine-tuning{_named(full)} {self.gain(found)}" + (f" and costs {costs}." if costs else ".")
@@ -190,12 +199,12 @@ class _Study:
         return f"is {'better' if sign(self.metric) * found.difference < 0 else 'worse'} {text}"
 
     def inference(self, taken: Arm) -> Iterator[str]:
+        """What the adapter costs at inference; a fully tuned model has the base's own layers, so only noise differs."""
         apart, merged = taken.figure("latency_ratio"), taken.figure("latency_merged_ratio")
-        if apart is None:
+        if apart is None or taken.method == "full":
             return
         once = "it cannot be merged" if merged is None else f"{times(merged)} times once merged"
-        aside = "" if taken.method == "full" else f" ({once})"
-        yield f"Inference with {taken.name} takes {times(apart)} times the base's time{aside}."
+        yield f"Inference with {taken.name} takes {times(apart)} times the base's time ({once})."
 
     def forgetting(self, taken: Arm) -> Iterator[str]:
         known = [arm for arm in (taken, self.all.get(self.all.full)) if arm and arm.figure("forgetting")]
@@ -235,11 +244,10 @@ def cost(arm: Arm) -> tuple[float, float, float, int]:
 
     Times count to two digits, for clocks are no better; what was not measured counts as the most expensive.
     """
-    trainable, speed = arm.figure("trainable"), arm.figure("tokens_per_second")
-    times = [time for key in ("latency_ms", "latency_merged_ms") if (time := arm.figure(key)) is not None]
+    trainable, speed, slow = arm.figure("trainable"), arm.figure("tokens_per_second"), arm.slowdown()
     return (
         math.inf if trainable is None else trainable,
-        _two_digits(min(times, default=math.inf)),
+        _two_digits(math.inf if slow is None else slow),
         _two_digits(1 / speed if speed else math.inf),
         len(arm.overrides),
     )
