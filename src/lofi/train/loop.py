@@ -16,6 +16,7 @@ from lofi.train.folder import RunFolder
 from lofi.train.interrupt import StopSwitch, listening
 from lofi.train.job import Job
 from lofi.train.journal import Journal
+from lofi.train.loraplus import ratio_fault
 from lofi.train.progress import ProgressBar
 from lofi.train.settings import training_arguments
 from lofi.train.stopping import EarlyStop, SaveJudged
@@ -56,6 +57,7 @@ def make_trainer(recipe: Recipe, job: Job, folder: RunFolder, *, fresh: bool) ->
         data_collator=whole_batch,
         train_dataset=job.batches,
         eval_dataset=job.validation_batches,
+        loraplus_lr_ratio=recipe.train.loraplus_lr_ratio,
     )
     trainer.row_names = job.row_names
     trainer.remove_callback(PrinterCallback)
@@ -72,8 +74,13 @@ def make_trainer(recipe: Recipe, job: Job, folder: RunFolder, *, fresh: bool) ->
 def refuse_early(recipe: Recipe) -> None:
     """Refuse, before anything is read, what the recipe asks of this run in vain.
 
-    Raises  RecipeError: early stopping without validation rows; TensorBoard where it is not installed
+    Raises  RecipeError: early stopping without validation rows, TensorBoard where it is not installed, LoRA+
+            without LoRA
     """
+    ratio, config = recipe.train.loraplus_lr_ratio, recipe.adapter_config()
+    fault = None if ratio is None else ratio_fault(ratio, [config] if config is not None else [])
+    if fault:
+        raise RecipeError(f"train.{fault}")
     if recipe.train.early_stopping is not None and recipe.data.validation is None:
         raise RecipeError("train.early_stopping needs validation rows; give data.validation or leave it out")
     if recipe.train.report_to == "tensorboard" and importlib.util.find_spec("tensorboard") is None:

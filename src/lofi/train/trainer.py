@@ -27,7 +27,7 @@ from lofi.adapters.registry import adapter_tensors, adapters_of
 from lofi.errors import DataError, RequestError
 from lofi.files.atomic import atomic_folder, write_json
 from lofi.files.tensors import load_state, save_state
-from lofi.train import checkpoint, finite
+from lofi.train import checkpoint, finite, loraplus
 from lofi.train.bookkeeping import Bookkeeping
 from lofi.train.collate import PadRows
 from lofi.train.hub import push_checkpoint
@@ -39,15 +39,26 @@ class LofiTrainer(Trainer):
     """Train a model's adapters (or, without adapters, the model) with exact loss, exact resume and proofs.
 
     Takes the Trainer's arguments. `data_collator` None pads rows of input_ids and labels.
+    `loraplus_lr_ratio` gives LoRA's B so many times the learning rate (LoRA+; `loraplus.py`).
     `trainer.row_names`, where set, maps indices of the training set to what a user calls those rows ("file.jsonl:17").
-    Raises  RequestError for FSDP, DeepSpeed, or base weights that would train beside an adapter
+    Raises  RequestError for FSDP, DeepSpeed, base weights that would train beside an adapter, a factor that is frozen
+            after OLoRA's or PiSSA's start, LoRA+ without LoRA
             NonFiniteError, ProofError while training
     Exact   resuming a checkpoint gives bit-identical weights (same machine, same number of threads)
     """
 
-    def __init__(self, model: nn.Module | None = None, args: TrainingArguments | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        args: TrainingArguments | None = None,
+        *,
+        loraplus_lr_ratio: float | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(model=model, args=args, **kwargs)
         self._refuse_what_cannot_be_exact()
+        self.loraplus_lr_ratio = loraplus_lr_ratio
+        self._refuse_what_cannot_learn()
         if self.args.n_gpu > 1:
             self.args._n_gpu = 1  # one process, one device: DataParallel would average the losses of unequal parts
         if kwargs.get("data_collator") is None:
@@ -79,6 +90,24 @@ class LofiTrainer(Trainer):
                 f"{len(beside)} weights of the base would train beside the adapter but not be saved with it "
                 f"({', '.join(beside[:3])}); freeze them, or name them in modules_to_save"
             )
+
+    def _refuse_what_cannot_learn(self) -> None:
+        loraplus.refuse_frozen_factor(self.model)
+        configs = [adapter.config for adapter in adapters_of(self.model).values()]
+        fault = None if self.loraplus_lr_ratio is None else loraplus.ratio_fault(self.loraplus_lr_ratio, configs)
+        if fault is None and self.loraplus_lr_ratio is not None and self.optimizer is not None:
+            fault = "loraplus_lr_ratio splits the trainer's own optimizer, but another was given; leave one of them out"
+        if fault:
+            raise RequestError(fault)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's own; with LoRA+ its groups are split."""
+        loraplus.refuse_frozen_factor(self.model)
+        fresh = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if fresh and self.loraplus_lr_ratio is not None:
+            loraplus.split_rates(optimizer, self.model, self.loraplus_lr_ratio)
+        return optimizer
 
     def _pad_id(self) -> int:
         tokenizer, config = self.processing_class, getattr(self.model, "config", None)
