@@ -17,6 +17,7 @@ _LLAMA = {
     **_IDS, "hidden_size": 24, "intermediate_size": 44, "num_hidden_layers": 3, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 64, "tie_word_embeddings": False,
 }  # fmt: skip
+_PLAIN = {key: value for key, value in _LLAMA.items() if key != "num_key_value_heads"}
 _WIDE = {**_LLAMA, "head_dim": 10}
 _PAIR = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0, "vocab_size": V}
 
@@ -35,7 +36,7 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "opt": ("OPTConfig", "OPTForCausalLM",
             {**_IDS, "hidden_size": 24, "ffn_dim": 44, "num_hidden_layers": 3, "num_attention_heads": 4,
              "max_position_embeddings": 64, "word_embed_proj_dim": 24}),
-    "gpt_neox": ("GPTNeoXConfig", "GPTNeoXForCausalLM", {**{k: v for k, v in _LLAMA.items() if k != "num_key_value_heads"}, "rotary_pct": 0.5}),
+    "gpt_neox": ("GPTNeoXConfig", "GPTNeoXForCausalLM", {**_PLAIN, "rotary_pct": 0.5}),
     "phi3": ("Phi3Config", "Phi3ForCausalLM", _LLAMA),
     "bloom": ("BloomConfig", "BloomForCausalLM", {**_IDS, "hidden_size": 24, "n_layer": 2, "n_head": 4}),
     "falcon": ("FalconConfig", "FalconForCausalLM",

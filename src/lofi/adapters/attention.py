@@ -87,6 +87,9 @@ class VirtualTokens(Part):
         with handing_down(owner, Front(owner.pairs(module), positions)):
             return base(**by_name(call))
 
+    def on_attach(self, module: Any) -> None:
+        keep_recording(module)
+
     def changes(self) -> list[str]:
         return []
 
@@ -180,6 +183,15 @@ class RecordingCache:
     def get_seq_length(self, layer: int = 0) -> Any:
         """Positions before the call's own tokens."""
         return 0 if self.inner is None else self.inner.get_seq_length(layer)
+
+
+def keep_recording(module: Any) -> None:
+    """Let an adapted model record hidden states and attentions as it did: transformers looks up by the class's name."""
+    try:
+        from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
+    except ImportError:  # releases that look them up on the class, where they are inherited
+        return
+    _CAN_RECORD_REGISTRY[module] = getattr(module, "_can_record_outputs", None)
 
 
 def _joined(front: Tensor, own: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from lofi.adapters.attention import (
     called,
     find_decoder,
     is_encoder,
+    keep_recording,
     only,
     recorded,
     seam,
@@ -115,6 +116,9 @@ class JoinedPrompt(Part):
             output["hidden_states"] = tuple(h[:, self.length :] for h in output.hidden_states)
         return output
 
+    def on_attach(self, module: Any) -> None:
+        keep_recording(module)
+
     def changes(self) -> list[str]:
         return []
 
@@ -136,6 +140,9 @@ class LongerMemory(Part):
         if mask is not None:
             given["encoder_attention_mask"] = torch.nn.functional.pad(mask, (only(parts).length, 0), value=1)
         return base(**given)
+
+    def on_attach(self, module: Any) -> None:
+        keep_recording(module)
 
     def changes(self) -> list[str]:
         return []
