@@ -35,7 +35,6 @@ class Axis:
     start: float
     end: float
     log: bool = False
-    unit: str = ""
 
     def place(self, value: float) -> float:
         """The coordinate of a value, kept on the axis."""
