@@ -33,7 +33,7 @@ UNBOUNDED = {"perplexity": (1.0, math.inf), "loss": (0.0, math.inf)}
 SIGNIFICANT = 0.05
 """A difference is called significant where its corrected p is below this."""
 LEVEL = 0.95
-RESAMPLES = 10_000
+RESAMPLES = 5000
 
 RATIOS = {
     "forgetting": ("general_ppl", "general_ppl_base"),
