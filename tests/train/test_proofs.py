@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+import lofi
+from lofi.adapters.methods import BitFitConfig, HoulsbyConfig, LinConfig
 from lofi.adapters.registry import adapter_tensors
 from lofi.errors import ProofError
 from lofi.train.proofs import FirstSteps, watched
 from lofi.train.trainer import LofiTrainer
-from tiny_training import arguments, language_rows, tiny_llama, tiny_t5, with_lora
+from tiny_training import arguments, language_rows, tiny_llama, with_lora
 
 
 def run(model, folder, **changes) -> LofiTrainer:
@@ -31,8 +33,10 @@ def test_an_embedding_is_judged_too_though_there_a_starts_at_zero_and_b_does_not
 
 
 def test_an_adapter_that_the_forward_never_calls_is_an_error_that_names_it(tmp_path):
-    model = with_lora(tiny_t5(), target_modules=["shared", "q"])  # T5 calls encoder.embed_tokens, never `shared`
-    with pytest.raises(ProofError, match=r"did not move after the first update: shared\S*lora_embedding_A"):
+    model = tiny_llama()
+    model.model.spare = torch.nn.Linear(24, 24)
+    with_lora(model, target_modules=["spare", "q_proj"])
+    with pytest.raises(ProofError, match=r"did not move after the first update: model\.spare\S*lora_B"):
         run(model, tmp_path)
 
 
@@ -49,6 +53,55 @@ def test_a_factor_b_that_stays_is_found_at_the_first_update(tmp_path):
     adapter_tensors(model)["model.layers.0.self_attn.k_proj.lora_B"].register_hook(torch.zeros_like)
     with pytest.raises(ProofError, match=r"1 of 28 trained tensors did not move after the first update"):
         run(model, tmp_path)
+
+
+BOTTLENECKS = [
+    pytest.param(HoulsbyConfig(bottleneck_size=5), 16, id="houlsby"),  # two a block, four tensors each
+    pytest.param(LinConfig(bottleneck_size=5, non_linearity="gelu"), 12, id="lin"),  # one a block, six tensors
+]
+
+
+@pytest.mark.parametrize(("config", "tensors"), BOTTLENECKS)
+def test_of_a_bottleneck_that_starts_at_zero_what_lies_before_u_waits_for_it(tmp_path, config, tensors):
+    model = tiny_llama()
+    lofi.add_adapter(model, config)
+    first = run(model, tmp_path, max_steps=1)
+    still = {n.rpartition(".")[2] for n, t in adapter_tensors(model).items() if n.endswith("_bias") and not t.any()}
+    assert first.proof.lines == [] and still >= {"down_bias"}  # after one update only U and u have moved
+    model = tiny_llama()
+    lofi.add_adapter(model, config)
+    assert run(model, tmp_path).proof.lines == [f"first steps: all {tensors} trained tensors moved"]
+
+
+@pytest.mark.parametrize(("leaf", "update"), [("up", "the first update"), ("down", "two updates")])
+def test_a_stuck_matrix_of_a_bottleneck_is_found_when_its_turn_has_come(tmp_path, leaf, update):
+    model = tiny_llama()
+    lofi.add_adapter(model, LinConfig(bottleneck_size=5, non_linearity="gelu"))
+    adapter_tensors(model)[f"model.layers.1.{leaf}"].register_hook(torch.zeros_like)
+    with pytest.raises(ProofError, match=rf"1 of 12 trained tensors did not move after {update}: \S*{leaf}"):
+        run(model, tmp_path)
+
+
+def test_started_as_in_the_paper_a_bottleneck_waits_for_nothing(tmp_path):
+    model = tiny_llama()
+    lofi.add_adapter(model, HoulsbyConfig(bottleneck_size=5, init="normal"))
+    adapter_tensors(model)["model.layers.1.mlp.down_proj.down"].register_hook(torch.zeros_like)
+    with pytest.raises(ProofError, match="1 of 16 trained tensors did not move after the first update"):
+        run(model, tmp_path)
+
+
+@pytest.mark.parametrize(("projection", "excused"), [("k_proj", True), ("v_proj", False)])
+def test_of_biases_only_that_of_a_key_may_stay(tmp_path, projection, excused):
+    model = tiny_llama(attention_bias=True)
+    lofi.add_adapter(model, BitFitConfig())
+    adapter_tensors(model)[f"model.layers.1.self_attn.{projection}.bias"].register_hook(torch.zeros_like)
+    if excused:
+        moved, idle = run(model, tmp_path).proof.lines
+        assert moved == "first steps: all 7 trained tensors moved"
+        assert idle.startswith("first steps: the softmax does not feel model.layers.1.self_attn.k_proj.")
+    else:
+        with pytest.raises(ProofError, match="1 of 8 trained tensors did not move"):
+            run(model, tmp_path)
 
 
 def test_a_warm_up_step_with_rate_zero_is_not_judged(tmp_path):

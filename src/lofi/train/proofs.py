@@ -3,7 +3,8 @@
 Of a pair of factors the one that starts at zero moves at the first update (its gradient carries the other factor), the
 other at the second, once the first is no longer zero (LoRA, arXiv 2106.09685, section 4.1). Biases, heads and copies
 move at the first. Only updates with a non-zero learning rate that were taken count; a shorter run proves what it can.
-Not an error, but reported: experts that no token was routed to, rows of new tokens that no batch held.
+Not an error, but reported: experts that no token was routed to, rows of new tokens that no batch held, biases of keys
+(which shift all of a query's scores alike, so that the softmax does not feel them where positions do not rotate them).
 Without adapters (full fine-tuning) tensors are watched through a sample of their values, and only if none of them
 moved is that an error: a model may hold parameters that its task never uses.
 Rejected: looking at gradients instead of weights (an optimizer that skips a parameter group would pass).
@@ -11,6 +12,7 @@ Rejected: looking at gradients instead of weights (an optimizer that skips a par
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -25,6 +27,8 @@ _SAMPLE = 1024  # values watched of each tensor in full fine-tuning
 _PARTNER = {"lora_A": "lora_B", "lora_B": "lora_A"}
 _PARTNER |= {"lora_embedding_A": "lora_embedding_B", "lora_embedding_B": "lora_embedding_A"}
 _PARTNER |= dict.fromkeys(("down", "down_bias", "norm_weight", "norm_bias"), "up")  # if U starts at zero
+
+_KEY_BIAS = re.compile(r"\.(k|key)(_[a-z]+)?\.adapters\.[^.]+\.bias$")
 
 
 class FirstSteps(TrainerCallback):
@@ -107,8 +111,8 @@ def _waits(name: str, before: dict[str, Tensor]) -> bool:
 
 
 def _excusable(name: str, moved: set[str]) -> bool:
-    """New tokens may not have been seen; an expert may not have been reached, if B of any other one was."""
-    if name.endswith(".rows"):
+    """New tokens may not have been seen, keys need no bias, an expert may be out of reach if B of another one is not."""
+    if name.endswith(".rows") or _KEY_BIAS.search(name):
         return True
     stack = name.partition("[")[0].replace("lora_A", "lora_B")
     return name.endswith("]") and any(other.startswith(f"{stack}[") for other in moved)
@@ -125,12 +129,15 @@ def _dead(names: list[str], updates: int, total: int) -> str:
 def _idle(names: list[str], now: dict[str, Tensor]) -> list[str]:
     experts = sorted({name for name in names if name.endswith("]")})
     rows = [name for name in names if name.endswith(".rows")]
+    keys = [name for name in names if _KEY_BIAS.search(name)]
     lines = []
     if experts:
         stacks = sum(name.endswith("]") for name in now)
         lines.append(
             f"first steps: no token was routed to {len(experts)} of {stacks} expert factors: {_names(experts)}"
         )
+    if keys:
+        lines.append(f"first steps: the softmax does not feel {_names(keys)}")
     if rows:
         lines.append(f"first steps: no batch held a token of {_names(rows)}")
     return lines
