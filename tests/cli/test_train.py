@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from lofi.cli.main import main
-from lofi.cli.train import recipe_from, splits_of
+from lofi.cli.train import closing_lines, recipe_from, splits_of
 from lofi.errors import DataError, RecipeError
 
 
@@ -47,6 +49,15 @@ def test_a_folder_without_training_rows_or_with_two_of_a_kind_is_refused(tmp_pat
     (tmp_path / "train.csv").write_text("")
     with pytest.raises(DataError, match=r"both train\.jsonl and train\.csv"):
         splits_of(str(tmp_path))
+
+
+@pytest.mark.parametrize(("method", "merges"), [("lora", True), ("last-layers", True), ("houlsby", False)])
+def test_a_merge_is_proposed_only_where_one_can_be(data, method, merges):
+    recipe = recipe_from([], {"model": "m", "method": method, "output": "runs/o"}, str(data))
+    result = SimpleNamespace(adapter="runs/o/adapter", output="runs/o")
+    lines = closing_lines(recipe, result, Path("page"))
+    assert any("lofi merge" in line for line in lines) == merges
+    assert any("lofi evaluate --model m --adapter runs/o" in line for line in lines)
 
 
 def test_a_run_folder_holds_what_the_design_promises(finished):

@@ -72,11 +72,10 @@ def closing_lines(recipe: Any, result: Any, page: Path) -> list[str]:
         return [f"report: {page}", f"next: lofi evaluate --model {result.model} --data {data}"]
     asked = f"--model {recipe.model} --adapter {result.output}"
     same = f" --quantization {recipe.quantization}" if recipe.quantization else ""
-    return [
-        f"report: {page}",
-        f"next: lofi evaluate {asked} --data {data}{same}",
-        f"      lofi merge {asked} --output {result.output}/merged",
-    ]
+    lines = [f"report: {page}", f"next: lofi evaluate {asked} --data {data}{same}"]
+    if recipe.adapter_config().why_unmergeable() is None:
+        lines.append(f"      lofi merge {asked} --output {result.output}/merged")
+    return lines
 
 
 def recipe_from(words: list[str], flagged: dict[str, Any], data: str | None) -> Any:

@@ -111,7 +111,7 @@ def _waits(name: str, before: dict[str, Tensor]) -> bool:
 
 
 def _excusable(name: str, moved: set[str]) -> bool:
-    """New tokens may not have been seen, keys need no bias, an expert may be out of reach if B of another one is not."""
+    """New tokens may not have been seen, keys need no bias, an expert may not be reached if another one was."""
     if name.endswith(".rows") or _KEY_BIAS.search(name):
         return True
     stack = name.partition("[")[0].replace("lora_A", "lora_B")
