@@ -37,6 +37,9 @@ def test_each_update_stands_beside_its_weight_as_in_table_7(capsys, finished, sm
     assert module["amplification"]["weight"] == pytest.approx(inside, rel=1e-6)
     assert module["amplification"]["factor"] == pytest.approx(float(update.norm()) / inside, rel=1e-6)
     assert module["stable_rank"] == pytest.approx(float(s.square().sum() / s[0] ** 2), rel=1e-6)
+    assert module["intruder_dimensions"] is None  # counted only when every module is asked for
+    closer = asked(capsys, "inspect", finished, "--all")
+    assert all(0 <= each["intruder_dimensions"] <= 10 for each in closer["modules"])
     assert main(["inspect", str(finished)]) == 0
     said = capsys.readouterr().out
     assert "beside the base's weights" in said and "amplification" in said
@@ -62,7 +65,7 @@ def test_dead_directions_are_counted_and_said(capsys, adapter):
     save_file(tensors, path, {"format": "pt"})
     found = asked(capsys, "inspect", adapter)
     assert sum(module["dead_directions"] for module in found["modules"]) == 1
-    assert any("1 directions in 1 modules are dead" in note for note in found["notes"])
+    assert any("1 dead directions in 1 modules" in note for note in found["notes"])
 
 
 def test_an_adapter_against_itself_is_alike_and_against_chance_is_not(capsys, adapter, tmp_path):

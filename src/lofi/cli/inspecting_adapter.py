@@ -62,7 +62,7 @@ def adapter(path: Path, asked: Asked) -> Found:
     if asked.against is not None:
         return against(folder, asked.against, whole=asked.whole, output=asked.output)
     base, said = base_for(folder, asked.model)
-    updates = updates_of(folder, _weights(base, folder))
+    updates = updates_of(folder, _weights(base, folder), intruding=asked.whole)
     notes = [*folder.notes, *said, *_words_on(folder, updates)]
     tensors = tensors_of(folder, base)
     found = _plain(folder, updates) | {"notes": notes, "base_found": base is not None, "tensors": tensors}
@@ -156,12 +156,16 @@ def _words_on(folder: Any, updates: Sequence[Any]) -> list[str]:
     said = [_NO_SPECTRUM[one.method] for one in several if one.method in _NO_SPECTRUM]
     if any(MAGNITUDE in key for key in folder.tensors):
         said.append(_DORA)
+    counted = [update.intruders for update in updates if update.intruders is not None]
+    if counted:
+        said.append(
+            f"{sum(counted)} intruder dimensions in {len(counted)} weights: among the ten strongest directions of each "
+            "adapted weight, those unlike (cosine below 0.5) every direction of the base's (arXiv 2410.21228)"
+        )
     dead = [update for update in updates if update.dead]
     if dead:
         count = sum(update.dead for update in dead)
-        said.append(
-            f"{count} directions in {len(dead)} modules are dead: lofi resize --energy 1 drops them for nothing"
-        )
+        said.append(f"{count} dead directions in {len(dead)} modules: lofi resize --energy 1 drops them for nothing")
     return said
 
 

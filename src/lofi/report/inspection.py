@@ -161,10 +161,10 @@ def table_of(updates: Sequence[Update]) -> list[dict[str, str]]:
 
 
 def table_against(found: Sequence[Similarity]) -> list[dict[str, str]]:
-    """A row for each module: phi of all directions in every view, with the level of chance in brackets."""
+    """A row for each module: the updates' cosine, and phi of all directions in every view (in brackets: by chance)."""
     rows = []
     for one in found:
-        row = {"module": one.path, "shape": f"{one.shape[0]} x {one.shape[1]}"}
+        row = {"module": one.path, "shape": f"{one.shape[0]} x {one.shape[1]}", "cosine": f"{one.cosine:.3f}"}
         for name in VIEWS:
             view = one.views.get(name)
             row[name] = "" if view is None else f"{view.full:.3f} ({view.null(view.k, view.k):.3f})"

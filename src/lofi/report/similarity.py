@@ -7,6 +7,7 @@ A's hardly moved from where they were drawn differ in "A" by chance alone, which
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -61,12 +62,14 @@ class Similarity:
 
     path: str
     shape: tuple[int, int]
+    cosine: float
+    """<dW1, dW2> / (||dW1|| ||dW2||) of the updates themselves; 0 where one is zero."""
     views: dict[str, View]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         views = {name: view.to_dict() for name, view in self.views.items()}
-        return {"module": self.path, "shape": list(self.shape), "views": views}
+        return {"module": self.path, "shape": list(self.shape), "cosine": self.cosine, "views": views}
 
 
 def similarities_of(one: Any, other: Any) -> list[Similarity]:
@@ -105,7 +108,15 @@ def _compared(one: LowRank, other: LowRank) -> Similarity:
             rows, columns = (min(grid.shape[place] for grid in grids) for place in (0, 1))
             mean = torch.stack([grid[:rows, :columns] for grid in grids]).mean(0)
             views[name] = View(sizes[name], tuple(map(tuple, mean.tolist())))
-    return Similarity(one.name, one.shape, views)
+    return Similarity(one.name, one.shape, _cosine(one, other), views)
+
+
+def _cosine(one: LowRank, other: LowRank) -> float:
+    from lofi.adapters.algebra import inner, norm
+
+    sizes = math.prod(math.hypot(*(norm(a, b) for a, b in update.pairs)) for update in (one, other))
+    products = sum(inner(mine, yours) for mine, yours in zip(one.pairs, other.pairs, strict=True))
+    return math.copysign(1.0, one.scale * other.scale) * products / sizes if sizes else 0.0
 
 
 def _bases(update: LowRank, number: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 Weights = Callable[["LowRank"], Sequence["Tensor"]]
 """The base's weight (O, I) that an update is added to, as B A stands; one for each expert."""
+WIDEST = 1024
+"""Of the smaller side of a weight whose intruder dimensions are counted."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Update:
     experts: int = 1
     beside: Amplification | None = None
     """The figures beside the base's weight, where there is a base."""
+    intruders: int | None = None
+    """Intruder dimensions that the update makes in its weight, where they were counted: see algebra.intruders."""
 
     @property
     def norm(self) -> float:
@@ -87,6 +91,7 @@ class Update:
             "stable_rank": self.stable_rank,
             "dead_directions": self.dead,
             "relative_norm": self.relative,
+            "intruder_dimensions": self.intruders,
             "amplification": None if beside is None else beside._asdict() | {"factor": beside.factor},
         }
 
@@ -99,26 +104,30 @@ def _of(values: Sequence[float], what: str) -> float:
     return getattr(algebra, what)(torch.tensor(values, dtype=torch.float64))
 
 
-def updates_of(folder: Any, weights: Weights | None = None) -> list[Update]:
-    """The updates of an AdapterFolder, layer 2 before layer 10; beside their weights where `weights` gives them."""
+def updates_of(folder: Any, weights: Weights | None = None, *, intruding: bool = False) -> list[Update]:
+    """The updates of an AdapterFolder, layer 2 before layer 10; beside their weights where `weights` gives them.
+
+    `intruding` counts intruder dimensions too, of weights no wider than `WIDEST`: two full decompositions each.
+    """
     from lofi.files.updates import low_rank_updates
 
-    return [_judged(update, weights) for update in low_rank_updates(folder)]
+    return [_judged(update, weights, intruding) for update in low_rank_updates(folder)]
 
 
-def _judged(update: LowRank, weights: Weights | None) -> Update:
+def _judged(update: LowRank, weights: Weights | None, intruding: bool) -> Update:
     import torch
 
-    from lofi.adapters.algebra import product_svd
+    from lofi.adapters.algebra import intruders, product_svd
 
     svds = [product_svd(a, b, update.scale) for a, b in update.pairs]
-    values = torch.stack([svd.s for svd in svds]).square().mean(0).sqrt()
-    beside = None
-    if weights is not None:
-        beside = _together([*zip(svds, weights(update), strict=True)])
-    return Update(
-        update.name, update.shape, update.rank, update.scale, tuple(values.tolist()), len(update.pairs), beside
-    )
+    values = tuple(torch.stack([svd.s for svd in svds]).square().mean(0).sqrt().tolist())
+    plain = Update(update.name, update.shape, update.rank, update.scale, values, len(update.pairs))
+    if weights is None:
+        return plain
+    beside = list(zip(svds, weights(update), strict=True))
+    counted = intruding and min(update.shape) <= WIDEST
+    count = sum(intruders(svd, weight) for svd, weight in beside) if counted else None
+    return replace(plain, beside=_together(beside), intruders=count)
 
 
 def _together(pairs: Sequence[tuple[Any, Tensor]]) -> Amplification:
