@@ -48,6 +48,7 @@ class Prompt(VirtualTokens):
 
     def pairs(self, module: Any) -> list[Pair]:
         if module.training or torch.is_grad_enabled():
+            self.__dict__["kept"] = None  # a fused optimizer changes parameters without raising their version
             return self._computed(module)
         state = _state(module)
         if self.kept is None or not _same(self.kept[0], state):
