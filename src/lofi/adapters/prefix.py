@@ -33,24 +33,23 @@ class Shape:
         self.heads = getattr(config, "num_key_value_heads", None) or heads
         self.size = getattr(config, "head_dim", None) or getattr(config, "d_kv", None) or width // heads
         self.token = self.heads * self.size
+        self.width = 2 * self.layers * self.token
 
 
 class Prefix(VirtualTokens):
     """P virtual tokens as one matrix (P, 2 L H K): layer by layer its keys, then its values, as PEFT stores them."""
 
-    def __init__(self, shape: Shape, config: PrefixConfig, device: torch.device):
+    transform: nn.Module | None
+
+    def __init__(self, shape: Shape, start: Tensor, hidden: int | None = None):
         super().__init__()
-        self.shape, self.length = shape, config.num_virtual_tokens
-        width = 2 * shape.layers * shape.token
-        if config.prefix_projection:
-            hidden = config.encoder_hidden_size or shape.token
-            self.embedding = nn.Parameter(torch.randn(self.length, shape.token, device=device))
-            self.transform: nn.Module | None = nn.Sequential(
-                nn.Linear(shape.token, hidden, device=device), nn.Tanh(), nn.Linear(hidden, width, device=device)
-            )
-        else:
-            self.transform = None
-            self.prompt_embeddings = nn.Parameter(torch.randn(self.length, width, device=device))
+        self.shape, self.length = shape, start.shape[0]
+        if hidden is None:
+            self.prompt_embeddings, self.transform = nn.Parameter(start), None
+            return
+        self.embedding = nn.Parameter(start)  # (P, H K)
+        inner = nn.Linear(shape.token, hidden, device=start.device)
+        self.transform = nn.Sequential(inner, nn.Tanh(), nn.Linear(hidden, shape.width, device=start.device))
 
     def flat(self) -> Tensor:
         """(P, 2 L H K), through the MLP where there is one."""
@@ -78,17 +77,19 @@ def resolve(model: nn.Module, config: PrefixConfig, saved: dict[str, nn.Module])
     Raises  TargetError for a model without keys and values of a decoder, or whose attention cannot be given more
     """
     decoder = find_decoder(model, "prefix")
-    shape = Shape(decoder)
+    shape, count = Shape(decoder), config.num_virtual_tokens
     device = model.get_input_embeddings().weight.device
-    owner = Prefix(shape, config, device)
-    if config.init != "random" and not config.prefix_projection and device.type != "meta":
-        with adapters_off(model):
-            owner.prompt_embeddings.data.copy_(_of_real_tokens(model, decoder, config.num_virtual_tokens))
-    return Resolved(seam(decoder, owner))
+    if config.prefix_projection:
+        start = torch.randn(count, shape.token, device=device)
+        return Resolved(seam(decoder, Prefix(shape, start, config.encoder_hidden_size or shape.token)))
+    if config.init == "random" or device.type == "meta":
+        return Resolved(seam(decoder, Prefix(shape, torch.randn(count, shape.width, device=device))))
+    with adapters_off(model):
+        return Resolved(seam(decoder, Prefix(shape, _of_real_tokens(decoder, count))))
 
 
 @torch.no_grad()
-def _of_real_tokens(model: Any, decoder: Decoder, count: int) -> Tensor:
+def _of_real_tokens(decoder: Decoder, count: int) -> Tensor:
     """(P, 2 L H K): what the base computes for `count` tokens drawn from its vocabulary, at positions 0 to P - 1."""
     from transformers import DynamicCache
 
@@ -98,7 +99,7 @@ def _of_real_tokens(model: Any, decoder: Decoder, count: int) -> Tensor:
     with evaluating(decoder.module):
         decoder.module(input_ids=ids, past_key_values=cache, use_cache=True)
     both = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]  # 2 L of (1, H, P, K)
-    return torch.cat([tensor[0].transpose(0, 1).flatten(1) for tensor in both], dim=1)
+    return torch.cat([tensor[0].transpose(0, 1).flatten(1).float() for tensor in both], dim=1)
 
 
 @contextmanager
