@@ -58,10 +58,10 @@ def _difference(stored: Mapping[str, Any], now: Mapping[str, Any]) -> str | None
     for key in PROTOCOL:
         if stored["study"][key] != now["study"][key]:
             return f"{key} was {stored['study'][key]}, is now {now['study'][key]}"
-    for name, digest in stored["runs"].items():
-        if name not in now["runs"]:
+    for name, digest in stored["recipes"].items():
+        if name not in now["recipes"]:
             return f"it has the run {name}, which this one has not"
-        if now["runs"][name] != digest:
+        if now["recipes"][name] != digest:
             return f"the recipe of {name} was another"
     changed = sorted(path for path, digest in stored["files"].items() if now["files"].get(path, digest) != digest)
     return f"{changed[0]} has changed since" if changed else None
@@ -69,10 +69,11 @@ def _difference(stored: Mapping[str, Any], now: Mapping[str, Any]) -> str | None
 
 def describe(study: Study, planned: Sequence[Planned], files: Mapping[str, str]) -> dict[str, Any]:
     """What study.json says: the study, its runs in order with a digest of each recipe, its data files with theirs."""
-    runs = {run.name: _digest(_values(run)) for run in planned}
+    recipes = {run.name: _digest(_values(run)) for run in planned}
     values = study.model_dump(mode="json")
     protocol = {key: values[key] for key in PROTOCOL}
-    return {"format": FORMAT, "study": values, "protocol": _digest(protocol), "runs": runs, "files": dict(files)}
+    known = {"format": FORMAT, "study": values, "protocol": _digest(protocol), "files": dict(files)}
+    return known | {"runs": [run.name for run in planned], "recipes": recipes}
 
 
 def write_study(output: Path, study: Study, planned: Sequence[Planned], files: Mapping[str, str]) -> None:

@@ -238,22 +238,27 @@ def _records(folder: Path, planned: Sequence[Planned], checked: Checked) -> list
 
 def _notes(study: Study, records: Sequence[RunRecord]) -> list[str]:
     """What holds for the study as a whole: budgets that differ, more than one base."""
-    notes = []
-    tokens = {record.name: record.figures.get("tokens") or 0.0 for record in records if record.done}
-    tokens.pop(BASE, None)
     varied = set(study.grid) | {key for arm in study.arms for key in arm.overrides}
-    if tokens and max(tokens.values()) > (1 + SAME_BUDGET) * min(tokens.values()):
-        least, most = min(tokens, key=tokens.__getitem__), max(tokens, key=tokens.__getitem__)
-        asked = " as the study asks" if varied & set(BUDGET_KEYS) else ""
-        notes.append(
-            f"the runs did not train on equally many tokens{asked}: {tokens[least]:,.0f} ({least}) to "
-            f"{tokens[most]:,.0f} ({most})"
-        )
+    notes = _budgets(records, " as the study asks" if varied & set(BUDGET_KEYS) else "")
     if varied & {"model", "data.test", "data.validation"}:
         notes.append("the base is that of the study's first run: runs of another model or other rows are not its pairs")
     if any(record.method in ("qlora", "int8-lora") for record in records):
         notes.append("runs over a quantized base are compared with the dense base")
     return notes
+
+
+def _budgets(records: Sequence[RunRecord], asked: str) -> list[str]:
+    """One sentence where the arms of one seed, whose rows come in one order, trained on different numbers of tokens."""
+    by_seed: dict[int | None, dict[str, float]] = {}
+    for record in records:
+        if record.done and record.name != BASE:
+            by_seed.setdefault(record.seed, {})[record.name] = record.figures.get("tokens") or 0.0
+    for tokens in by_seed.values():
+        least, most = min(tokens, key=tokens.__getitem__), max(tokens, key=tokens.__getitem__)
+        if tokens[most] > (1 + SAME_BUDGET) * tokens[least]:
+            told = f"{tokens[least]:,.0f} ({least}) to {tokens[most]:,.0f} ({most})"
+            return [f"the runs did not train on equally many tokens{asked}: {told}"]
+    return []
 
 
 def _written(study: Study, folder: Path, records: list[RunRecord], notes: list[str]) -> StudyResult:

@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-from lofi.errors import LofiError
+from lofi.errors import TargetError
 from lofi.study.latency import interleaved, synchronizer
 
 BATCH, TOKENS, DECODED = 2, 64, 16
@@ -55,13 +55,15 @@ def _under(speaking: Callable[[], Any], forward: Callable[[], object]) -> Callab
 
 
 def _merged(model: Any, adapter: str) -> Any:
-    """The model with the adapter merged in; None where it cannot be."""
-    from lofi.merge.memory import merge_and_unload
+    """The model with the adapter merged in, unproved (its answers are not used); None where it cannot be."""
+    from lofi.adapters.merge import merge_in_memory
+    from lofi.merge.packed import settle
 
     try:
-        return merge_and_unload(model, adapter).eval()
-    except LofiError:
+        merged: Any = merge_in_memory(model, adapter)
+    except TargetError:
         return None
+    return settle(merged) if hasattr(merged, "hf_quantizer") else merged
 
 
 def _forward(model: Any) -> Callable[[], object]:
