@@ -115,7 +115,7 @@ class FrontKeys(Part):
                 "layer alone, and with gradient checkpointing use lofi.models.checkpointing.enable"
             )
         call = called(module, args, kwargs)
-        cache_name, mask_name = cache_and_mask(own_class(type(module)))
+        cache_name, mask_name = map(str, cache_and_mask(own_class(type(module))))
         inner = call.arguments.get(cache_name)
         inner = getattr(inner, "self_attention_cache", inner)
         if isinstance(handed, Recording):

@@ -39,7 +39,7 @@ class Shape:
 class Prefix(VirtualTokens):
     """P virtual tokens as one matrix (P, 2 L H K): layer by layer its keys, then its values, as PEFT stores them."""
 
-    transform: nn.Module | None
+    transform: nn.Sequential | None
 
     def __init__(self, shape: Shape, start: Tensor, hidden: int | None = None):
         super().__init__()
@@ -71,7 +71,7 @@ class Prefix(VirtualTokens):
         return {"prompt_embeddings": self.flat()}
 
 
-def resolve(model: nn.Module, config: PrefixConfig, saved: dict[str, nn.Module]) -> Resolved:
+def resolve(model: Any, config: PrefixConfig, saved: dict[str, nn.Module]) -> Resolved:
     """The owner on the decoder and a part on each self-attention module.
 
     Raises  TargetError for a model without keys and values of a decoder, or whose attention cannot be given more
@@ -95,7 +95,7 @@ def _of_real_tokens(decoder: Decoder, count: int) -> Tensor:
 
     embedding = decoder.module.get_input_embeddings()
     ids = torch.randint(embedding.num_embeddings, (1, count), device=embedding.weight.device)
-    cache = DynamicCache()  # without the config: a sliding layer's would keep its window alone
+    cache: Any = DynamicCache()  # without the config: a sliding layer's would keep its window alone
     with evaluating(decoder.module):
         decoder.module(input_ids=ids, past_key_values=cache, use_cache=True)
     both = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]  # 2 L of (1, H, P, K)

@@ -36,11 +36,13 @@ from lofi.errors import TargetError
 class Prompt(VirtualTokens):
     """P trained embeddings (P, D) of a decoder."""
 
+    kept: tuple[list[Any], list[Pair]] | None  # what the pairs were computed from, and the pairs
+
     def __init__(self, start: Tensor, about: Mapping[str, int]):
         super().__init__()
         self.length, self.about = start.shape[0], dict(about)
         self.prompt_embeddings = nn.Parameter(start)
-        self.__dict__["kept"] = None  # (what the pairs were computed from, the pairs)
+        self.kept = None
 
     def shapes(self) -> dict[str, int]:
         """What PEFT's config says of the model."""
@@ -52,7 +54,7 @@ class Prompt(VirtualTokens):
             return self._computed(module)
         state = _state(module)
         if self.kept is None or not _same(self.kept[0], state):
-            self.__dict__["kept"] = (state, self._computed(module))
+            self.kept = state, self._computed(module)
         return self.kept[1]
 
     def _computed(self, module: Any) -> list[Pair]:
