@@ -244,6 +244,27 @@ def test_other_methods_are_refused_by_name(tmp_path):
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
 
 
+def test_dora_is_refused_for_its_update_is_no_product_of_factors(tmp_path):
+    adapter = saved(tmp_path, target_modules=["q_proj"], use_dora=True)
+    with pytest.raises(RequestError, match="is a DoRA adapter, whose columns are rescaled"):
+        resize_folder(adapter, tmp_path / "small", Goal(rank=1))
+
+
+@pytest.mark.parametrize("start", ["olora", "pissa"])
+def test_what_started_from_the_weights_comes_back_from_twice_the_rank(start, tmp_path):
+    """A start that is subtracted again makes a file of rank 2R; a cut halves it, or drops nothing that is there."""
+    model = adapted("llama", target_modules=["q_proj"], init_lora_weights=start)
+    lofi.save_adapter(model, tmp_path / "adapter")
+    assert {update.rank for update in low_rank_updates(read_folder(tmp_path / "adapter"))} == {6}
+    report = resize_folder(tmp_path / "adapter", tmp_path / "small", Goal(rank=3))
+    assert {cut.after for cut in report.cuts} == {3} and 0 < report.total.measured < report.total.norm
+    whole = resize_folder(tmp_path / "adapter", tmp_path / "whole", Goal(energy=1.0))
+    assert whole.total.measured < 1e-6 * whole.total.norm
+    said = family_model("llama")
+    load_adapter(said, tmp_path / "whole")
+    assert float((logits(said) - logits(model)).abs().max()) < 1e-5
+
+
 def test_without_lofi_json_the_result_says_that_the_base_is_not_on_record(tmp_path):
     adapter = saved(tmp_path)
     (adapter / "lofi.json").unlink()

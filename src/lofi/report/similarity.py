@@ -40,8 +40,10 @@ class View:
         return min(len(self.grid), len(self.grid[0]))
 
     def null(self, i: int, j: int) -> float:
-        """What two random subspaces would have: max(i, j) / d."""
-        return max(i, j) / self.dimension
+        """What two random subspaces would have: see algebra.expected_similarity."""
+        from lofi.adapters.algebra import expected_similarity
+
+        return expected_similarity(i, j, self.dimension)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
