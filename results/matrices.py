@@ -1,6 +1,6 @@
 """Which matrices under one budget, on two models: lofi-tiny (examples/studies/matrices.yaml) and stories260k.
 
-Budget  10 single-thread minutes: 36 runs of about 15 s, judged by the loss of 200 rows.
+Budget  7 single-thread minutes: 36 runs of about 12 s, judged by the loss of 200 rows.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The methods on a real encoder, three seeds: examples/studies/methods-encoder.yaml on sentence_polarity.
 
-Budget  12 single-thread minutes: 21 runs, each about 20 s of training (80 steps of 1,024 tokens) and 10 s of judging on
+Budget  9 single-thread minutes: 21 runs, each about 16 s of training (60 steps of 1,024 tokens) and 8 s of judging on
 every second of the official test rows.
 """
 
@@ -37,7 +37,7 @@ def run(lab: Lab) -> Section:
     near = [arm for arm, value in share_of.items() if value >= 1 - WITHIN]
     return Section(
         "The methods on MiniLM and sentence_polarity",
-        f"80 steps of 1,024 tokens, every {EVERY}nd official test row; the classifier's new head trains in every arm. "
+        f"60 steps of 1,024 tokens, every {EVERY}nd official test row; the classifier's new head trains in every arm. "
         "Mean over three seeds with its 95 % interval over seeds and examples.",
         ["arm", "trained", "accuracy", "against full", "peak MB", "tokens/s"],
         rows,

@@ -121,3 +121,30 @@ def test_an_answer_is_kept_until_the_run_that_it_is_about_is_trained_anew(tmp_pa
     bench.Lab(tmp_path, tmp_path / "work", "mine").lofi("merge", "--adapter", "a")
     bench.Lab(tmp_path, tmp_path / "work", "mine").lofi("merge", "--adapter", "a")
     assert len(calls) == 4
+
+
+def record(arm: str, curve: list[list[float]], trainable: int = 0) -> dict:
+    return {"arm": arm, "method": "lora", "curve": curve, "figures": {"trainable": trainable, "total": 1000}}
+
+
+def test_initialisations_are_compared_by_the_loss_logged_at_a_tenth_of_the_steps():
+    from results.methods import PLAIN, RIVALS, _early, early_losses
+
+    curve = [[5, 4.0], [10, 3.0], [100, 1.0]]
+    records = [record(PLAIN, curve), record(RIVALS[0], [[5, 4.0], [10, 2.5], [100, 2.0]])]
+    assert early_losses(records, PLAIN) == [3.0]
+    assert "ahead of LoRA r=8 (Kaiming): training loss -0.500" in _early(records, RIVALS[0])
+    assert "has no finished run" in _early(records, RIVALS[1])
+
+
+def test_the_goal_of_lora_is_judged_where_it_trains_10_to_20_percent():
+    from results.methods import _goal
+
+    records = [record("full", [], 1000), record("LoRA r=8", [], 150), record("LoRA r=64", [], 600)]
+    bleu = {"full": 40.0, "LoRA r=8": 38.4, "LoRA r=64": 10.0}
+    answer = {"results": [{"who": who, "metric": "bleu", "value": value} for who, value in bleu.items()]}
+    assert _goal(answer, records) == [
+        "LoRA r=8 trains 15.0% and its BLEU is -4.0% of full's; within 5%: reached",
+    ]
+    answer["results"][1]["value"] = 37.9
+    assert "**not reached**" in _goal(answer, records)[0]
