@@ -33,7 +33,6 @@ EXPERIMENTS = (  # in the order of the page
     Experiment("kill", 2.4),
     Experiment("quantized", 18),
     Experiment("requantized", 3, after="quantized"),
-    Experiment("seq2seq", 8),
     Experiment("seq2seq", 10),
     Experiment("resize", 2, after="quantized"),
     Experiment("subspaces", 3, after="quantized"),
