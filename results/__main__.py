@@ -29,6 +29,7 @@ EXPERIMENTS = (  # in the order of the page
     Experiment("quotes", 3),
     Experiment("arithmetic", 0.2),
     Experiment("parity", 0.2),
+    Experiment("inits", 0.5),
     Experiment("speed", 2, alone=True),
     Experiment("kill", 2.4),
     Experiment("quantized", 18),
