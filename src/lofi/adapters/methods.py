@@ -157,7 +157,7 @@ class LastLayersConfig(AdapterConfig):
     implementation: ClassVar[str] = "lofi.adapters.last_layers"
 
     num_layers: int = 2
-    """k: how many blocks train, counted from the output."""
+    """k: how many blocks train, counted from the output (the decoder's, beside an encoder); norms after them do not."""
 
     def faults(self) -> list[str]:
         return [*super().faults(), *count_faults(self, num_layers="the paper takes 2")]
