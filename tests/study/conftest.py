@@ -67,3 +67,30 @@ def study(tiny, rows):
         return Study.model_validate({"base": keys | (base or {}), "grid": grid} | given | more)
 
     return make
+
+
+@pytest.fixture
+def quick():
+    """A runner that trains nothing: it writes a record a task, at once; `calls` are the runs that it did, and `fail`
+    holds what becomes of some: a sentence, or an exception."""
+    import numpy as np
+
+    from lofi.study.record import Measured, RunRecord, write_record
+
+    def run(tasks, said):
+        for task in tasks:
+            run.calls += [task.name] if task.name != "base" else []
+            said(task, "training")
+            fault = run.fail.pop(task.name, None)
+            if isinstance(fault, BaseException):
+                raise fault
+            if fault is None:
+                counts = np.stack([np.linspace(0.1, 0.9, 4) + (task.seed or 0) / 50, np.ones(4)], 1)
+                who = {"name": task.name, "arm": task.arm, "method": task.method, "seed": task.seed}
+                measures = {"rouge1": Measured(counts, "mean")}
+                figures = {"tokens": 15.0 * task.recipe.train.max_steps, "trainable": 12.0, "train_seconds": 1.0}
+                write_record(RunRecord(**who, measures=measures, figures=figures), task.folder)
+            yield task, fault
+
+    run.calls, run.fail = [], {}
+    return run
