@@ -77,7 +77,7 @@ def test_sides_share_the_weights_that_a_method_leaves_alone():
     assert parted and all(name.endswith("weight") and ".ln_" not in name and "wte" not in name for name in parted)
 
 
-@pytest.mark.parametrize("method", ["lora", "lora-merged", "houlsby", "adapter-lin"])
+@pytest.mark.parametrize("method", ["lora", "lora-merged", "houlsby", "adapter-lin", "prefix", "prompt"])
 def test_the_size_is_the_one_whose_parameters_come_closest_to_the_settings(method):
     model = open_shape(spec())
     wanted = 2000.0
@@ -94,6 +94,19 @@ def test_a_size_that_was_given_wins_and_none_at_all_is_the_methods_default():
     asked, _ = Timed(method="lora", size=5), None
     assert adapted(model, asked, Setting(batch=1, sequence=5, parameters=900.0), seed=0)[1]["size"] == 5
     assert adapted(model, Timed(method="lora"), Setting(batch=1, sequence=5), seed=0)[1]["size"] == 16
+
+
+def test_every_method_can_be_timed_in_both_ways_and_changes_what_the_model_says(tmp_path):
+    names = list(latency.SIZE_OF)
+    rows = rows_of(tmp_path / "forward", methods=names, rounds=2, settings=[[2, 7, 400]])
+    assert [row["who"] for row in rows] == ["base", *names]
+    assert len(rows_of(tmp_path / "decode", methods=names, rounds=2, new_tokens=3, settings=[[2, 7, 400]])) == 1 + len(
+        names
+    )
+    model, ids = open_shape(spec()), torch.arange(6)[None]
+    for name in names:
+        side, _ = adapted(model, Timed(method=name), Setting(batch=1, sequence=6, parameters=400.0), seed=0)
+        assert not torch.allclose(side(ids).logits, model(ids).logits, atol=1e-6), name
 
 
 def test_decoding_makes_the_tokens_that_were_asked_for():
@@ -147,6 +160,8 @@ def test_kept_rows_that_cannot_be_read_are_an_error_that_names_the_file(tmp_path
 def test_a_setting_longer_than_the_model_is_refused(tmp_path):
     with pytest.raises(ModelError, match="asks for 41 positions, but tiny has 40"):
         rows_of(tmp_path, settings=[[1, 38]], new_tokens=3)
+    with pytest.raises(ModelError, match="prompt 34 asks for 41 positions, but tiny has 40"):
+        rows_of(tmp_path, settings=[[1, 7]], methods=[{"method": "prompt", "size": 34}])
 
 
 @pytest.mark.parametrize(

@@ -179,9 +179,12 @@ def open_shape(spec: LatencySpec) -> Any:
 def measure(model: Any, spec: LatencySpec, setting: Setting) -> list[Row]:
     """The rows of one setting; the given model is not touched."""
     _check_length(model, spec, setting)
-    sides, facts = {"base": model}, {"base": {"method": "base", "size": None, "parameters": 0}}
+    sides: dict[str, Any] = {"base": model}
+    facts: dict[str, Row] = {"base": {"method": "base", "size": None, "parameters": 0}}
     for timed in spec.methods:
         sides[timed.who], facts[timed.who] = adapted(model, timed, setting, spec.seed)
+        if SIZE_OF[timed.method] == "num_virtual_tokens":
+            _check_length(model, spec, setting, timed.who, virtual=facts[timed.who]["size"])
     seconds = interleaved(
         {who: call(side, spec, setting) for who, side in sides.items()},
         rounds=spec.rounds,
@@ -245,12 +248,13 @@ def _trained(model: Any, method: str, size: int) -> int:
     return count_adapter(model.config, _config(method, size)).trainable
 
 
-def _check_length(model: Any, spec: LatencySpec, setting: Setting) -> None:
+def _check_length(model: Any, spec: LatencySpec, setting: Setting, who: str = "a setting", virtual: int = 0) -> None:
+    """Refuse more positions than the model has: the sequence, what is decoded after it, virtual tokens before it."""
     limit = getattr(model.config, "max_position_embeddings", math.inf)
-    asked = setting.sequence + spec.new_tokens
+    asked = virtual + setting.sequence + spec.new_tokens
     if asked > limit:
         raise ModelError(
-            f"a setting asks for {asked} positions, but {spec.shape} has {limit}; make sequence + new_tokens shorter"
+            f"{who} asks for {asked} positions, but {spec.shape} has {limit}; make sequence, new_tokens or size smaller"
         )
 
 
