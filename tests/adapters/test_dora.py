@@ -222,3 +222,11 @@ def test_embeddings_are_refused_by_their_path():
     with pytest.raises(TargetError, match=r"use_dora does not reach embeddings \(embed\); leave it out of target_mod"):
         lofi.add_adapter(model, config(target_modules=["embed", "up"]))
     assert not adapters_of(model)
+
+
+@pytest.mark.parametrize("init", [True, "olora"])
+def test_a_compiled_model_gives_the_same_numbers(init):
+    model = toy()
+    lofi.add_adapter(model, config(target_modules=["up", "down"], init_lora_weights=init))
+    stir(model)
+    assert torch.allclose(torch.compile(model, backend="eager")(ids()), model(ids()), rtol=0, atol=1e-6)

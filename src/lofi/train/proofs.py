@@ -1,7 +1,8 @@
 """The proof of the first steps: everything that should learn has moved, or the run stops and names what did not.
 
 Of a pair of factors the one that starts at zero moves at the first update (its gradient carries the other factor), the
-other at the second, once the first is no longer zero (LoRA, arXiv 2106.09685, section 4.1). Biases, heads and copies
+other at the second, once the first is no longer zero (LoRA, arXiv 2106.09685, section 4.1); where both start in use
+(OLoRA, PiSSA) both move at the first, as DoRA's magnitudes do. Biases, heads and copies
 move at the first. Only updates with a non-zero learning rate that were taken count; a shorter run proves what it can.
 Not an error, but reported: experts that no token was routed to, rows of new tokens that no batch held, biases of keys
 (which shift all of a query's scores alike, so that the softmax does not feel them where positions do not rotate them).
