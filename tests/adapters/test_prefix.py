@@ -8,9 +8,10 @@ from tests.adapters.virtual_models import P, some_ids, stirred, virtual_model
 from tests.files.families import family_model
 
 import lofi
-from lofi.adapters.methods import PrefixConfig
+from lofi.adapters.methods import MixedConfig, PrefixConfig, PromptConfig, virtual_length
 from lofi.adapters.registry import adapter_tensors, exported_tensors, load_adapter_state
-from lofi.errors import RecipeError, TargetError
+from lofi.errors import RecipeError, RequestError, TargetError
+from lofi.evaluate.generation import check_room, context_length
 
 
 @torch.no_grad()
@@ -146,6 +147,23 @@ def test_layers_without_plain_keys_and_values_are_refused():
 def test_impossible_values_are_refused_by_name(values, said):
     with pytest.raises(RecipeError, match=said):
         PrefixConfig(**values)
+
+
+def test_virtual_tokens_take_their_positions_of_the_context_while_they_are_active():
+    model = stirred(virtual_model("gpt2"), PrefixConfig(num_virtual_tokens=P))
+    assert context_length(model) == 64 - P
+    check_room(model, [64 - P - 3], 3)
+    with pytest.raises(RequestError, match=f"context of {64 - P} with 4 new tokens"):
+        check_room(model, [64 - P - 3], 4)
+    with lofi.adapters_off(model):
+        assert context_length(model) == 64
+    both = MixedConfig(configs=(lofi.LoraConfig(), PrefixConfig(num_virtual_tokens=7)))
+    assert [virtual_length(c) for c in (both, PromptConfig(num_virtual_tokens=3), lofi.LoraConfig(), None)] == [
+        7,
+        3,
+        0,
+        0,
+    ]
 
 
 def test_a_prefix_cannot_be_merged():

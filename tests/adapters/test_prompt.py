@@ -55,6 +55,19 @@ def test_its_keys_are_computed_once_until_a_parameter_changes(monkeypatch):
     torch.testing.assert_close(model(ids).logits, joined(model, ids), rtol=0, atol=2e-5)
 
 
+def test_steps_of_a_fused_optimizer_are_seen_between_evaluations():
+    """A fused step changes a parameter without raising its version."""
+    model, ids = stirred(virtual_model("llama"), CONFIG), some_ids()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.3, fused=True)
+    for _ in range(2):
+        with torch.no_grad():
+            torch.testing.assert_close(model.eval()(ids).logits, joined(model, ids), rtol=0, atol=2e-5)
+        model.train()(ids, labels=ids).loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(ids).logits, joined(model, ids), rtol=0, atol=2e-5)
+
+
 @torch.no_grad()
 def test_lora_beside_a_prompt_acts_on_the_prompt_too():
     mixed = MixedConfig(configs=(lofi.LoraConfig(r=3, lora_alpha=5), CONFIG))
