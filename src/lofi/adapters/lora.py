@@ -157,10 +157,12 @@ def _notes(config: LoraConfig, parts: dict[str, Part]) -> Iterator[str]:
     if config.lora_dropout and any(part.kind == "experts" for part in parts.values()):
         yield "lora_dropout does not reach expert parameters"
     if config.shifted:
-        ranks = sorted({2 * part.rank for part in parts.values() if part.rank})
+        rank = max(2 * part.rank for part in parts.values() if part.rank)
+        form = "DoRA" if config.use_dora else "plain LoRA"
+        served = "" if config.use_dora else f", so vLLM needs a maximum LoRA rank of at least {rank}"
         yield (
-            f"init_lora_weights {config.init_lora_weights!r}: the saved folder is plain LoRA of rank {ranks[-1]}, "
-            f"twice what trains, so vLLM needs a maximum LoRA rank of at least {ranks[-1]}"
+            f"init_lora_weights {config.init_lora_weights!r}: the saved folder is {form} of rank {rank}, twice what "
+            f"trains{served}"
         )
     if config.use_dora:
         yield "use_dora: PEFT loads the saved folder, vLLM and llama.cpp cannot; merge it into the base for them"
