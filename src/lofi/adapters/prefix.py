@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lofi.adapters.attention import Decoder, Pair, VirtualTokens, find_decoder, seam
+from lofi.adapters.attention import Pair, VirtualTokens, seam
+from lofi.adapters.decoder import Decoder, find_decoder
 from lofi.adapters.methods import PrefixConfig
 from lofi.adapters.report import Resolved
 from lofi.adapters.switch import adapters_off

@@ -15,18 +15,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lofi.adapters.attention import (
-    Pair,
-    VirtualTokens,
-    by_name,
-    called,
-    find_decoder,
-    is_encoder,
-    keep_recording,
-    only,
-    recorded,
-    seam,
-)
+from lofi.adapters.attention import Pair, VirtualTokens, keep_recording, only, recorded, seam
+from lofi.adapters.decoder import by_name, called, find_decoder, is_encoder
 from lofi.adapters.methods import VIRTUAL_UNMERGEABLE, PromptConfig
 from lofi.adapters.report import Resolved
 from lofi.adapters.surgery import Part, named_base_modules
