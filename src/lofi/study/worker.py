@@ -286,10 +286,8 @@ def _latency(task: Task, opened: Opened) -> dict[str, float | None]:
     from lofi.study.speed import forward_times
 
     times = forward_times(opened.model, opened.adapter)
-    if task.method == BASE:
-        return {"latency_ms": times["latency_ms"], "latency_base_ms": times["latency_ms"]}
-    if opened.adapter is None:
-        return {"latency_ms": times["latency_ms"], "latency_base_ms": task.base.get("latency_ms")}
+    if opened.adapter is None:  # the base, or a model of its architecture: it takes the base's time
+        times["latency_base_ms"] = times["latency_ms"]
     return times
 
 
