@@ -36,7 +36,7 @@ def test_a_study_prints_its_table_its_verdict_and_where_the_page_is(study, tmp_p
     assert main(["compare", path, "--output", str(out)]) == 0
     told = capsys.readouterr()
     assert "arm" in told.out and "lora" in told.out and f"report: {out / 'report.html'}" in told.out
-    assert "1 runs, 1 to do" in told.err and "lora-s0: perplexity" in told.err
+    assert "1 run, 1 to do" in told.err and "lora-s0: perplexity" in told.err
     assert main(["compare", path, "--output", str(out), "--json"]) == 0
     told = capsys.readouterr()
     answer = json.loads(told.out)

@@ -15,6 +15,7 @@ import pytest
 
 from lofi.errors import Interrupted, RecipeError
 from lofi.study import worker
+from lofi.study.folder import alone_in
 from lofi.study.processes import in_children, in_process
 from lofi.study.record import load_records, read_record
 from lofi.study.run import compare
@@ -92,6 +93,12 @@ def test_rows_that_changed_since_are_refused(study, tmp_path, rows, quick):
     own.write_text("\n".join(own.read_text().splitlines()[1:]) + "\n")
     with pytest.raises(RecipeError, match=r"own.jsonl has changed since"):
         do(asked, tmp_path / "out", quick)
+
+
+def test_two_studies_at_once_in_one_folder_are_refused(study, tmp_path, quick):
+    with alone_in(tmp_path), pytest.raises(RecipeError, match="another lofi compare is at work in"):
+        do(study(), tmp_path, quick)
+    assert quick.calls == []
 
 
 @pytest.mark.parametrize("place", ["a file", "files of others"])

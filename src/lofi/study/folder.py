@@ -3,8 +3,8 @@
     study.json  results.jsonl  results.csv  report.html
     runs/NAME/  record.json  measures.safetensors  log.txt  trained.json  training/ (the run folder of `lofi train`)
 
-`study.json` holds the study, a digest of the protocol (what makes runs comparable), one of each run's recipe and one of
-each data file. The same study goes on; a larger grid goes on with the finished runs; anything else is refused.
+`study.json` holds the study, its runs in order, and a digest of each run's recipe and of each data file. The same study
+goes on; a larger grid goes on with the finished runs; anything else is refused.
 Knows not  what a run does. Rejected  one digest of the whole study (adding a seed would then be another study).
 """
 
@@ -70,9 +70,7 @@ def _difference(stored: Mapping[str, Any], now: Mapping[str, Any]) -> str | None
 def describe(study: Study, planned: Sequence[Planned], files: Mapping[str, str]) -> dict[str, Any]:
     """What study.json says: the study, its runs in order with a digest of each recipe, its data files with theirs."""
     recipes = {run.name: _digest(_values(run)) for run in planned}
-    values = study.model_dump(mode="json")
-    protocol = {key: values[key] for key in PROTOCOL}
-    known = {"format": FORMAT, "study": values, "protocol": _digest(protocol), "files": dict(files)}
+    known = {"format": FORMAT, "study": study.model_dump(mode="json"), "files": dict(files)}
     return known | {"runs": [run.name for run in planned], "recipes": recipes}
 
 
@@ -81,8 +79,6 @@ def write_study(output: Path, study: Study, planned: Sequence[Planned], files: M
 
     Raises  LofiError when the disk is full or refuses
     """
-    with disk_errors(output):
-        output.mkdir(parents=True, exist_ok=True)
     write_json(output / STUDY, describe(study, planned, files))
 
 
@@ -98,10 +94,12 @@ def _digest(value: Any) -> str:
 
 @contextlib.contextmanager
 def alone_in(output: Path) -> Iterator[None]:
-    """Hold the folder while a study runs in it; the system lets go of it when this process dies.
+    """Make the folder and hold it while a study runs in it; the system lets go of it when this process dies.
 
-    Raises  RecipeError where another process holds it
+    Raises  RecipeError where another process holds it; LofiError where it cannot be made
     """
+    with disk_errors(output):
+        output.mkdir(parents=True, exist_ok=True)
     if fcntl is None:
         yield
         return

@@ -69,8 +69,8 @@ def compare(
     checked = check(study, planned, folder)
     refuse_foreign_study(folder, study, planned, checked.files)
     _refuse_nothing(planned, checked)
-    write_study(folder, study, planned, checked.files)
     with alone_in(folder):
+        write_study(folder, study, planned, checked.files)
         return _run(study, folder, planned, checked, say=say, jobs=jobs, runner=runner)
 
 
@@ -147,7 +147,7 @@ def _plan(planned: int, finished: int, waiting: int, study: Study) -> str:
         "adapters are kept, full models and checkpoints are removed once judged (keep: all keeps them)"
     )  # fmt: skip
     before = f", {finished} finished before" if finished else ""
-    return f"{planned} runs{before}, {waiting} to do; {kept}"
+    return f"{planned} run{'s' * (planned != 1)}{before}, {waiting} to do; {kept}"
 
 
 @dataclass
