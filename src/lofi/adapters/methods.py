@@ -121,7 +121,7 @@ class PromptConfig(AdapterConfig):
     num_virtual_tokens: int = 20
     """Embeddings that train."""
     prompt_tuning_init: str = "SAMPLE_VOCAB"
-    """"RANDOM": normal, as spread as the embedding; "SAMPLE_VOCAB": rows drawn from it; "TEXT": those of a text."""
+    """"RANDOM": normal(0, 1), as PEFT draws them; "SAMPLE_VOCAB": rows drawn from it; "TEXT": those of a text."""
     prompt_tuning_init_text: str | None = None
     """The text whose embeddings are the start, repeated or cut to the number of virtual tokens."""
 
