@@ -11,6 +11,7 @@ from lofi.cli.evaluate import split_in
 from lofi.cli.generate import read_prompt, sampling_of
 from lofi.cli.inspect import kind_of
 from lofi.cli.main import main
+from lofi.cli.verify import recorded_in
 from lofi.errors import RecipeError
 
 
@@ -143,6 +144,11 @@ def test_verify_replays_and_finds_what_was_changed(capsys, finished, adapter, sm
     (adapter / "lofi.json").write_text(json.dumps(record))
     assert main(["verify", str(adapter), "--model", str(small_model)]) == 1
     assert "does not say what it said" in capsys.readouterr().err
+
+
+def test_verify_replays_in_the_dtype_that_was_recorded():
+    assert recorded_in({"dtype": "bf16"}) == "bf16"
+    assert recorded_in({}) == "auto"  # folders of before
 
 
 def test_doctor_says_what_lofi_will_choose(capsys):

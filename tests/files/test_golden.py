@@ -84,3 +84,9 @@ def test_a_float32_record_is_replayed_by_a_bfloat16_model():
     model = adapted("llama")
     golden = recorded(model)
     assert replay(model.to(torch.bfloat16), golden) == []
+
+
+def test_a_record_says_in_which_dtype_the_model_spoke():
+    model = adapted("llama")
+    assert recorded(model)["dtype"] == "fp32"
+    assert recorded(model.to(torch.bfloat16))["dtype"] == "bf16"

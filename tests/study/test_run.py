@@ -224,10 +224,10 @@ def _kill_child() -> int:
     return child.pid
 
 
-def test_a_killed_study_leaves_no_process_behind_and_goes_on(study, tmp_path):
+def test_a_killed_study_leaves_no_process_behind(study, tmp_path):
     """The study's own process dies at once; its child ends by itself, and the folder is free for the next call."""
     asked = study({"method": ["lora"]}, base={"train.max_steps": 400})
-    (tmp_path / "study.pickled.json").write_text(asked.model_dump_json())
+    (tmp_path / "study.json").write_text(asked.model_dump_json())
     code = (
         "import sys\nfrom pathlib import Path\nfrom lofi.study.run import compare\nfrom lofi.study.spec import Study\n"
         "if __name__ == '__main__':\n"
@@ -235,7 +235,7 @@ def test_a_killed_study_leaves_no_process_behind_and_goes_on(study, tmp_path):
         "    compare(asked, sys.argv[2], on_event=lambda line: print(line, flush=True))\n"
     )
     out = tmp_path / "out"
-    words = [sys.executable, "-c", code, str(tmp_path / "study.pickled.json"), str(out)]
+    words = [sys.executable, "-c", code, str(tmp_path / "study.json"), str(out)]
     parent = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY)
     assert parent.stdout is not None
     assert any(line.endswith("lora-s0: training\n") for line in parent.stdout)

@@ -53,7 +53,7 @@ def verify(
         opened = load_model(
             base,
             quantization=replayed_on(quantization, read.record, base),
-            dtype=dtype,
+            dtype=recorded_in(golden) if dtype == "auto" else dtype,
             device=device,
             task=task,
             labels=labels if task in ("SEQ_CLS", "TOKEN_CLS") else None,
@@ -85,6 +85,11 @@ def replayed_on(asked: str | None, record: dict[str, Any], base: str) -> str | N
     if folder is not None and held_quantization(AutoConfig.from_pretrained(folder), base) is not None:
         return None
     return trained_on
+
+
+def recorded_in(golden: dict[str, Any]) -> str:
+    """The dtype that golden prompts were recorded in: in another, the base alone may differ by more than they allow."""
+    return str(golden.get("dtype") or "auto")
 
 
 def failure(folder: Path, differences: list[str], record: dict[str, Any], opened: Any) -> str:

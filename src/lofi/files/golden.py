@@ -18,6 +18,7 @@ from torch import Tensor, nn
 FORMAT = 1
 _RANDOM_PROMPTS = 3
 _RANDOM_LENGTH = 12
+_DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ def make_golden(
     largest = max((abs(v) for r in records for step in r["top"] for _, v in step), default=1.0)
     return {
         "format": FORMAT,
+        "dtype": _DTYPES.get(_dtype(model)),
         "stop_ids": list(stop_ids),
         "max_new_tokens": steps,
         "tolerance": _tolerance(model, largest),
@@ -180,5 +182,10 @@ def _tolerance(model: nn.Module, largest: float) -> float:
     Packed weights multiply in a dtype of their own, whatever the rest is held in.
     """
     dtypes: list[Any] = [m.compute_dtype for m in model.modules() if hasattr(m, "packed_shapes")]
-    dtypes.append(next(p.dtype for p in model.parameters() if p.is_floating_point()))
+    dtypes.append(_dtype(model))
     return max(1e-4, 8 * max(torch.finfo(dtype).eps for dtype in set(dtypes)) * largest)
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    """The dtype that the model's weights are held in, packed ones aside."""
+    return next(p.dtype for p in model.parameters() if p.is_floating_point())

@@ -27,6 +27,7 @@ SHORT = {
     "train.loraplus_lr_ratio": "lr_ratio",
     "lora.target_modules": "targets",
     "lora.lora_alpha": "alpha",
+    "lora.init_lora_weights": "init",
     "data.train": "data",
 }
 LONGEST_NAME = 80
