@@ -102,15 +102,16 @@ class Said:
 
 
 def _table(statistics: Any) -> Any:
-    """Arms with their figures; intervals over seeds and examples in brackets."""
+    """Arms with their figures; intervals over seeds and examples in brackets; a figure that nobody has is left out."""
     from rich.table import Table
 
+    figures = [(key, name) for key, name in FIGURES if any(arm.figure(key) is not None for arm in statistics.arms)]
     shown = Table(title="figures, with 95 % intervals over seeds and examples", title_justify="left")
-    for place, head in enumerate(("arm", "seeds", *statistics.metrics, *(name for _, name in FIGURES))):
+    for place, head in enumerate(("arm", "seeds", *statistics.metrics, *(name for _, name in figures))):
         shown.add_column(head, justify="right" if place else "left")
     for arm in statistics.arms:
         scores = [_score(arm.scores.get(metric)) for metric in statistics.metrics]
-        shown.add_row(arm.name, str(arm.n_seeds), *scores, *(_figure(arm.figure(key)) for key, _ in FIGURES))
+        shown.add_row(arm.name, str(arm.n_seeds), *scores, *(_figure(arm.figure(key)) for key, _ in figures))
     return shown
 
 
@@ -133,6 +134,8 @@ def _score(score: Any) -> str:
 def _figure(value: float | None) -> str:
     if value is None:
         return ""
+    if value == 0:
+        return "0"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) >= 10 else f"{value:.3f}"
 
 
