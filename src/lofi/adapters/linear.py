@@ -99,8 +99,10 @@ class LinearFactors(Part):
         elif first.rescales and first.drops:  # the base sees x, the update and its rescaling drop(x)
             others, y = parts, base(x)
         else:
+            # lengths before the product: torch.compile's symbol for the scale must not be born inside its subgraph
+            stretch = first._stretch(module) if first.rescales else None
             y = first._whole(module, x, bias, first.dropout if first.training else 0.0)
-            y = y + first._stretch(module, y, bias) if first.rescales else y
+            y = y if stretch is None else y + _stretched(y, bias, stretch)
         for part in others:
             y = y + part.delta(module, x)
         return y
@@ -128,10 +130,9 @@ class LinearFactors(Part):
         a, b = self.factors()
         return (x @ a.to(x.dtype).t()) @ (b * self.scale).to(x.dtype).t()
 
-    def _stretch(self, module: Any, y: Tensor, bias: Tensor | None) -> Tensor:
-        """What DoRA adds to y = x W0^T + bias + s (x A^T) B^T."""
-        stretch = dora.stretch(self.lora_magnitude_vector, self._lengths(module))
-        return (y if bias is None else y - bias.to(y.dtype)) * stretch.to(y.dtype)
+    def _stretch(self, module: Any) -> Tensor:
+        """DoRA's m / n - 1 (O,)."""
+        return dora.stretch(self.lora_magnitude_vector, self._lengths(module))
 
     @torch.no_grad()
     def _lengths(self, module: Any) -> Tensor:
@@ -144,7 +145,8 @@ class LinearFactors(Part):
         dropped = nn.functional.dropout(x, self.dropout, self.training)
         if not self.rescales:
             return self._low_rank(dropped)
-        return self._low_rank(dropped) + self._stretch(module, self._whole(module, dropped, None), None)
+        stretch = self._stretch(module)
+        return self._low_rank(dropped) + _stretched(self._whole(module, dropped, None), None, stretch)
 
     def changes(self) -> list[str]:
         return ["weight"] if self.bias is None else ["weight", "bias"]
@@ -177,6 +179,11 @@ class LinearFactors(Part):
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}, scale={self.scale:g}, dropout={self.dropout:g}"
+
+
+def _stretched(y: Tensor, bias: Tensor | None, stretch: Tensor) -> Tensor:
+    """What DoRA adds to y = x W0^T + bias + s (x A^T) B^T (..., O), for its m / n - 1 (O,)."""
+    return (y if bias is None else y - bias.to(y.dtype)) * stretch.to(y.dtype)
 
 
 def _bias(module: nn.Module, parts: list[LinearFactors]) -> Tensor | None:
