@@ -5,7 +5,7 @@
 #   make check     ruff, mypy on the core rooms, the import rule
 #   make sanitize  the native kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer (Linux, g++ or clang++)
 #   make bench     the speed claims, one file each; ONLY=name for one
-#   make results   every figure of docs/results.md, from scratch (hours); ONLY=name for one experiment
+#   make results   every figure of docs/results.md, an experiment a core, going on where it was stopped; ONLY=name for one
 #   make clean     remove .venv and what tools left behind
 
 PYTHON ?= python3
