@@ -20,24 +20,20 @@ BOTTLENECK_UNMERGEABLE = "a bottleneck is a layer of its own, with a non-lineari
 
 
 @dataclass(frozen=True, kw_only=True)
-class HoulsbyConfig(AdapterConfig):
-    """A bottleneck y + U f(D y + d) + u after attention and one after the MLP.   Houlsby et al. (arXiv 1902.00751)"""
+class BottleneckConfig(AdapterConfig):
+    """What both kinds of adapter layers may be asked for."""
 
-    method: ClassVar[str] = "houlsby"
-    peft_type: ClassVar[str] = "LOFI_HOULSBY"
     implementation: ClassVar[str] = "lofi.adapters.bottleneck"
     unmergeable: ClassVar[str | None] = BOTTLENECK_UNMERGEABLE
 
     bottleneck_size: int = 64
-    """Width of the bottleneck; a block trains 2 (2 D m + D + m) parameters at width m."""
+    """Width m of the bottleneck; each trains 2 D m + D + m parameters, Lin's norm 2 D more."""
     non_linearity: str = "gelu"
     """f: gelu, relu, silu or tanh."""
     init: str = "zero"
     """"zero": U starts at zero, so the model starts as its base; "normal": U and D normal(0.01), as in the paper."""
-    attention_modules: Names = None
-    """Where the first bottleneck goes, as suffixes or a regex; None: the attention's output, known by family."""
     mlp_modules: Names = None
-    """Where the second bottleneck goes, as suffixes or a regex; None: the MLP's output, known by family."""
+    """Where the bottleneck after the MLP goes, as suffixes or a regex; None: known by family."""
 
     def faults(self) -> list[str]:
         choices = (("non_linearity", ACTIVATIONS), ("init", BOTTLENECK_INITS))
@@ -46,27 +42,24 @@ class HoulsbyConfig(AdapterConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinConfig(AdapterConfig):
+class HoulsbyConfig(BottleneckConfig):
+    """A bottleneck y + U f(D y + d) + u after attention and one after the MLP.   Houlsby et al. (arXiv 1902.00751)"""
+
+    method: ClassVar[str] = "houlsby"
+    peft_type: ClassVar[str] = "LOFI_HOULSBY"
+
+    attention_modules: Names = None
+    """Where the bottleneck after the attention goes, as suffixes or a regex; None: its output, known by family."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinConfig(BottleneckConfig):
     """One bottleneck h + U f(D norm(h) + d) + u on each block's output.   Lin, Madotto and Fung (arXiv 2004.03829)"""
 
     method: ClassVar[str] = "adapter-lin"
     peft_type: ClassVar[str] = "LOFI_LIN"
-    implementation: ClassVar[str] = "lofi.adapters.bottleneck"
-    unmergeable: ClassVar[str | None] = BOTTLENECK_UNMERGEABLE
 
-    bottleneck_size: int = 64
-    """Width of the bottleneck; a block trains 2 D m + D + m + 2 D parameters at width m."""
     non_linearity: str = "relu"
-    """f: gelu, relu, silu or tanh."""
-    init: str = "zero"
-    """"zero": U starts at zero, so the model starts as its base; "normal": U and D both normal(0.01)."""
-    mlp_modules: Names = None
-    """Where the bottleneck goes, as suffixes or a regex; None: the output of each block, known by family."""
-
-    def faults(self) -> list[str]:
-        choices = (("non_linearity", ACTIVATIONS), ("init", BOTTLENECK_INITS))
-        usual = count_faults(self, bottleneck_size="usual widths are 8 to 256")
-        return [*super().faults(), *usual, *choice_faults(self, *choices)]
 
 
 @dataclass(frozen=True, kw_only=True)
