@@ -35,7 +35,7 @@ def run(lab: Lab) -> Section:
         f"Meaning representation to sentence, 250 steps of 512 tokens of the first {TRAIN_ROWS:,} training rows; every "
         f"{EVERY}th input of the official test set, all human references, greedy decoding. Each method has the best "
         "learning rate of a short sweep. Mean over three seeds with its 95 % interval over seeds and examples.",
-        ["arm", "trained", "BLEU", "ROUGE-L", "loss", f"train loss after {EARLY:.0%}", "peak MB", "tokens/s"],
+        ["arm", "trained", "BLEU", "ROUGE-L", "loss", f"train loss after {EARLY:.0%}", "peak MB", "trained tokens/s"],
         [_row(answer, records, arm) for arm in arms],
         notes=[*_goal(answer, records), *(_early(records, rival) for rival in RIVALS), f"verdict: {answer['verdict']}"],
     )

@@ -39,7 +39,7 @@ def run(lab: Lab) -> Section:
         "The methods on MiniLM and sentence_polarity",
         f"60 steps of 1,024 tokens, every {EVERY}nd official test row; the classifier's new head trains in every arm. "
         "Mean over three seeds with its 95 % interval over seeds and examples.",
-        ["arm", "trained", "accuracy", "against full", "peak MB", "tokens/s"],
+        ["arm", "trained", "accuracy", "against full", "peak MB", "rows/s"],
         rows,
         notes=[f"within {WITHIN:.0%} of full's accuracy: {', '.join(near) or 'none'}", f"verdict: {answer['verdict']}"],
     )
