@@ -59,7 +59,7 @@ def test_an_experiment_waits_for_the_one_whose_runs_it_uses_but_only_if_that_one
     assert order([second], lanes=2) == [("second", ())]
 
 
-def test_every_experiment_is_a_module_and_the_whole_ends_in_ninety_minutes_on_two_cores():
+def test_every_experiment_is_a_module_and_their_stated_budgets_add_up_to_ninety_minutes_on_two_cores():
     from results.__main__ import EXPERIMENTS
 
     names = [experiment.name for experiment in EXPERIMENTS]
