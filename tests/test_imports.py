@@ -13,8 +13,8 @@ import lofi
 
 SOURCE = Path(lofi.__file__).parent
 ROOMS = (  # a room imports only from rooms before it
-    *("errors", "adapters", "quant", "models", "data", "files", "evaluate", "merge", "recipe"),
-    *("train", "report", "study", "demo", "cli", "__main__"),
+    *("errors", "adapters", "quant", "models", "data", "files", "evaluate", "merge", "export", "recipe"),
+    *("train", "report", "study", "demo", "serve", "cli", "__main__"),
 )
 PEERS = {"peft", "bitsandbytes", "trl", "rouge_score"}  # compared with in tests, never a run-time need
 PICKLES = {"pickle", "dill", "cloudpickle", "joblib", "shelve"}
