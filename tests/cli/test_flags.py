@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from lofi.cli.flags import column_map, named_adapters
+from lofi.cli.main import main
 from lofi.errors import RecipeError
 
 
@@ -47,3 +50,11 @@ def test_columns_are_read_as_pairs_and_anything_else_is_refused():
     for wrong in ("prompt", "=dialogue", "prompt=a,", ""):
         with pytest.raises(RecipeError, match=r"expected name=name"):
             column_map(wrong)
+
+
+def test_every_verb_takes_the_model_that_ships_by_its_name(capsys):
+    asked = ["--prompt", "x", "--max-new-tokens", "1", "--json"]
+    assert main(["generate", "--model", "demo:model", *asked]) == 0
+    assert json.loads(capsys.readouterr().out)["answers"][0]["who"] == "base"
+    assert main(["generate", "--model", "demo:modle", *asked]) == 2
+    assert "the one that ships with lofi is demo:model" in capsys.readouterr().err

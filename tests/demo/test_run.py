@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import pytest
 
@@ -42,3 +43,16 @@ def test_missing_a_goal_is_a_failed_proof(tmp_path, monkeypatch):
     short(monkeypatch, 1.01)
     with pytest.raises(lofi.ProofError, match="execution accuracy on seen schemas"):
         run.run(output=tmp_path / "demo", seed=0, out=Output(True))
+
+
+def test_the_closing_lines_are_commands_that_name_the_adapter_after_its_folder(tmp_path):
+    from lofi.cli.flags import named_adapters
+
+    paths = run.Paths(tmp_path / "my demo.2")
+    paths.adapter.mkdir(parents=True)
+    (paths.adapter / "adapter_config.json").write_text("{}")
+    lines = run._places(paths, paths.run / "report.html")
+    words = shlex.split(next(line for line in lines if line.startswith("serve:")).removeprefix("serve:"))
+    assert words[:4] == ["lofi", "serve", "--model", "demo:model"]
+    assert named_adapters(words[5:]) == {"my_demo_2": paths.adapter}
+    assert any("lofi generate --model demo:model --adapter " in line for line in lines)

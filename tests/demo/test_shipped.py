@@ -75,3 +75,11 @@ def test_more_rows_than_there_are_and_a_number_of_models_are_refused(tmp_path):
         with_shipped("demo:train-8", tmp_path)
     with pytest.raises(RecipeError, match="demo:model-2"):
         with_shipped("demo:model-2", tmp_path)
+
+
+def test_a_model_by_name_is_the_one_that_ships_and_rows_are_no_model(lofi_tiny):
+    from lofi.demo.run import SHIPPED
+
+    assert shipped.shipped_model(SHIPPED) == str(lofi_tiny)
+    with pytest.raises(RecipeError, match="demo:test is no model; the one that ships with lofi is demo:model"):
+        shipped.shipped_model("demo:test")

@@ -18,11 +18,12 @@ def demo(
     """Train, evaluate before and after, merge, verify, ask three questions, report: offline, in about two minutes.
 
     A tiny model that ships in the package learns to answer questions in English and Vietnamese with SQL; its answers
-    are executed. The demo may be run again.
+    are executed. The demo may be run again; with another --output and --seed it trains another adapter.
 
     \b
-    Example:
+    Examples:
       lofi demo
+      lofi demo --output two --seed 1
     """
     with speaking(as_json) as out:
         from lofi.demo.run import run

@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from lofi.errors import RecipeError
 
-Model = Annotated[str, typer.Option("--model", help="Model folder or hub id.", metavar="PATH", show_default=False)]
-MaybeModel = Annotated[
-    str | None, typer.Option("--model", help="Model folder or hub id.", metavar="PATH", show_default=False)
-]
+
+def _shipped(given: str | None) -> str | None:
+    """--model demo:model is the model in the package; anything else stands as it is."""
+    if given is None or not given.startswith("demo:"):
+        return given
+    from lofi.demo.shipped import shipped_model
+
+    return shipped_model(given)
+
+
+_MODEL: Any = typer.Option(
+    "--model",
+    help="Model folder or hub id; demo:model is the one that ships with lofi.",
+    metavar="PATH",
+    show_default=False,
+    callback=_shipped,
+)
+Model = Annotated[str, _MODEL]
+MaybeModel = Annotated[str | None, _MODEL]
 Adapters = Annotated[
     list[str] | None,
     typer.Option("--adapter", help="Adapter folder, or name=folder; may be repeated.", metavar="[NAME=]PATH"),

@@ -7,6 +7,8 @@ Every step is the one that a user's own command takes; nothing here has a short 
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 import time
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from lofi.errors import ProofError, RequestError
 
 MARK = "demo.json"
 MODEL = Path(__file__).resolve().parent.parent / "assets" / "lofi-tiny"
+SHIPPED = "demo:model"  # MODEL, as every --model takes it
 GOALS = {"seen": 0.95, "unseen": 0.80}
 METRICS = ("execution_accuracy", "exact_match", "rougeL")
 SHOWN_ROWS = 3
@@ -221,9 +224,16 @@ def _show(out: Any, rows: list[dict], samples: list[dict], proofs: list[str]) ->
 
 
 def _places(paths: Paths, page: Path) -> list[str]:
+    named = f"--model {SHIPPED} --adapter {shlex.quote(f'{_speaker(paths.folder)}={paths.run}')}"
     return [
         f"report:  {page}",
         f"adapter: {paths.adapter}",
         f"merged:  {paths.merged}",
-        f'try it:  lofi generate --model {MODEL} --adapter {paths.adapter} --prompt "…"',
+        f'try it:  lofi generate {named} --prompt "…"',
+        f"serve:   lofi serve {named}",
     ]
+
+
+def _speaker(folder: Path) -> str:
+    """What the adapter is called beside others: as its folder, in letters that a name may have."""
+    return re.sub(r"[^A-Za-z0-9_-]", "_", folder.resolve().name) or "demo"

@@ -48,6 +48,13 @@ def with_shipped(values: Any, folder: str | Path | None = None) -> Any:
     return _path(values, Path(folder)) if isinstance(values, str) and values.startswith(PREFIX) else values
 
 
+def shipped_model(name: str) -> str:
+    """The folder of the model that ships.  Raises  RecipeError for any other `demo:` name"""
+    if name != NAMES[0]:
+        raise RecipeError(f"{name} is no model; the one that ships with lofi is {NAMES[0]}")
+    return str(MODEL)
+
+
 def _path(name: str, folder: Path) -> str:
     found = re.fullmatch(rf"({'|'.join(NAMES)})(?:-([1-9][0-9]*))?", name)
     if found is None or (found[2] and found[1] == NAMES[0]):
