@@ -9,12 +9,13 @@
 
 namespace lofi {
 
-constexpr int kAbi = 1;
+constexpr int kAbi = 2;
 
 // What an exported kernel returns.
 constexpr int kDone = 0;
 constexpr int kNotCovered = 1;  // a shape or type this kernel does not do: the caller takes another way
 constexpr int kNoSuchPath = 2;  // the instruction set asked for is not on this CPU, or was not compiled
+constexpr int kOutOfRange = 3;  // an index among the arguments is out of range: nothing was written
 
 // The element types of tensors that come and go.
 constexpr int kFloat32 = 0;

@@ -7,7 +7,9 @@ best that is there is taken, and `lofi doctor` says which and why.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import cache
+from typing import TypeAlias, TypeVar
 
 import torch
 
@@ -17,6 +19,8 @@ from lofi.quant.kernels.interface import Kernels
 from lofi.quant.kernels.reference import REFERENCE
 
 CHOICES = ("plain", "native", "triton")
+T = TypeVar("T")
+_Found: TypeAlias = tuple[T | None, str]  # what there is, or why there is nothing
 
 
 def kernels_for(device: torch.device) -> Kernels:
@@ -30,33 +34,55 @@ def low_rank_for(device: torch.device) -> LowRankProduct:
     What comes back has `.prepare(a, b, ranks)`, called once for a module's stacks, whose result is called with
     (x, slots, out) at each forward: see LowRankProduct.  Raises  RequestError as `kernels_for` does.
     """
-    return PLAIN
+    return _low_rank(device.type, os.environ.get("LOFI_KERNELS", ""))
 
 
 @cache
 def _chosen(device_type: str, asked: str) -> Kernels:
+    return _best(device_type, asked, _native, _triton) or REFERENCE
+
+
+@cache
+def _low_rank(device_type: str, asked: str) -> LowRankProduct:
+    return _best(device_type, asked, _native_low_rank, _triton_low_rank) or PLAIN
+
+
+def _best(
+    device_type: str, asked: str, native: Callable[[], _Found[T]], triton: Callable[[str], _Found[T]]
+) -> T | None:
+    """What native code or Triton offers there; None for plain torch."""
     if asked and asked not in CHOICES:
         raise RequestError(f"LOFI_KERNELS is '{asked}', expected one of {', '.join(CHOICES)}, or nothing")
     if asked == "plain":
-        return REFERENCE
+        return None
     if asked == "native" or (not asked and device_type == "cpu"):
-        found, reason = _native() if device_type == "cpu" else (None, f"the tensors are on {device_type}")
+        found, reason = native() if device_type == "cpu" else (None, f"the tensors are on {device_type}")
     elif asked == "triton" or device_type == "cuda":
-        found, reason = _triton(device_type)
+        found, reason = triton(device_type)
     else:
         found, reason = None, ""
     if found is None and asked:
         raise RequestError(f"LOFI_KERNELS asks for {asked} kernels, but {reason}; unset it to use what there is")
-    return found or REFERENCE
+    return found
 
 
-def _native() -> tuple[Kernels | None, str]:
+def _native() -> _Found[Kernels]:
     from lofi.quant.kernels.native import load_native
 
     return load_native()
 
 
-def _triton(device_type: str) -> tuple[Kernels | None, str]:
+def _native_low_rank() -> _Found[LowRankProduct]:
+    from lofi.quant.kernels.low_rank_native import load_low_rank
+
+    return load_low_rank()
+
+
+def _triton(device_type: str) -> _Found[Kernels]:
     from lofi.quant.kernels.triton import load_triton
 
     return load_triton(device_type)
+
+
+def _triton_low_rank(device_type: str) -> _Found[LowRankProduct]:
+    return None, f"there is no kernel for {device_type} yet"

@@ -16,11 +16,11 @@ import torch  # before the library is asked for threads: it looks for the OpenMP
 
 from lofi.errors import LofiError, RequestError
 
-ABI = 1  # native/abi.h
+ABI = 2  # native/abi.h
 ISAS = ("plain", "avx2", "avx512", "avx512_bf16", "neon")  # the numbers of native/cpu.h
 BEST_FIRST = ("avx512_bf16", "avx512", "avx2", "neon", "plain")
 FOLDER = Path(__file__).parent
-DONE, NOT_COVERED, NO_SUCH_PATH = 0, 1, 2  # native/abi.h
+DONE, NOT_COVERED, NO_SUCH_PATH, OUT_OF_RANGE = 0, 1, 2, 3  # native/abi.h
 
 Address = ctypes.c_void_p
 Count = ctypes.c_int64
@@ -46,7 +46,7 @@ class Library:
         self.isa = ISAS.index(self.name)
 
     def function(self, name: str, *arguments: Any) -> Any:
-        """The C function `name` with its argument types set; it returns DONE, NOT_COVERED or NO_SUCH_PATH."""
+        """The C function `name` with its argument types set; it returns one of the four answers above."""
         found = getattr(self.handle, name)
         found.argtypes, found.restype = arguments, ctypes.c_int
         return found
