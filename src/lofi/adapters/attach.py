@@ -87,6 +87,8 @@ def _check(model: nn.Module, name: str) -> None:
         raise TargetError(f"the model already has an adapter {name!r}; unload it first or choose another name")
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or hasattr(nn.ModuleDict(), name):
         raise TargetError(f"adapter name {name!r} is not usable; use letters, digits, '_' and '-' (no method's name)")
+    if "lofi_bank" in model.__dict__:
+        raise TargetError("the model serves adapters from a bank; put this one on its twin (lofi.adapters.twin)")
     if "_orig_mod" in model._modules:
         raise TargetError("the model is compiled; add the adapter first, then call torch.compile")
 

@@ -100,7 +100,7 @@ class LinearFactors(Part):
             others, y = parts, base(x)
         else:
             # lengths before the product: torch.compile's symbol for the scale must not be born inside its subgraph
-            stretch = first._stretch(module) if first.rescales else None
+            stretch = first.stretch(module) if first.rescales else None
             y = first._whole(module, x, bias, first.dropout if first.training else 0.0)
             y = y if stretch is None else y + _stretched(y, bias, stretch)
         for part in others:
@@ -130,7 +130,7 @@ class LinearFactors(Part):
         a, b = self.factors()
         return (x @ a.to(x.dtype).t()) @ (b * self.scale).to(x.dtype).t()
 
-    def _stretch(self, module: Any) -> Tensor:
+    def stretch(self, module: Any) -> Tensor:
         """DoRA's m / n - 1 (O,)."""
         return dora.stretch(self.lora_magnitude_vector, self._lengths(module))
 
@@ -145,7 +145,7 @@ class LinearFactors(Part):
         dropped = nn.functional.dropout(x, self.dropout, self.training)
         if not self.rescales:
             return self._low_rank(dropped)
-        stretch = self._stretch(module)
+        stretch = self.stretch(module)
         return self._low_rank(dropped) + _stretched(self._whole(module, dropped, None), None, stretch)
 
     def changes(self) -> list[str]:
