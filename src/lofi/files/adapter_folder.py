@@ -68,7 +68,7 @@ def save_adapter(
     if not live:
         raise ProofError(f"adapter {name!r} has no tensors, so there is nothing to save; check what it matched")
     refuse_non_finite(live, f"adapter {name!r}")
-    refuse_dead(adapter, f"adapter {name!r}")
+    _warn(_dead_notes(adapter, f"adapter {name!r}"))
     form = format_of(adapter.config.peft_type)
     table = form.slots(adapter, model)
     stored = {slot.key: peft_format.to_file(slot, live[key]) for key, slot in table.items()}
@@ -133,8 +133,8 @@ def _same_bits(one: Tensor, other: Tensor) -> bool:
     return torch.equal(one.reshape(-1).view(torch.uint8), other.contiguous().reshape(-1).view(torch.uint8))
 
 
-def refuse_dead(adapter: Adapter, what: str) -> None:
-    """Raise ProofError if no part that can be judged changes anything; warn, naming them, if some do not."""
+def _dead_notes(adapter: Adapter, what: str) -> list[str]:
+    """What to know of parts that change nothing; ProofError if no part that can be judged changes anything."""
     verdicts = {path: part.zero_delta() for path, part in adapter.parts.items()}
     judged = {path: dead for path, dead in verdicts.items() if dead is not None}
     dead = [path for path, verdict in judged.items() if verdict]
@@ -144,9 +144,13 @@ def refuse_dead(adapter: Adapter, what: str) -> None:
             f"{what} changes nothing: {zero} in all {len(dead)} adapted modules; train it first (or for longer "
             "than the warm-up)"
         )
-    if dead:
-        named = ", ".join(dead[:3]) + (f" and {len(dead) - 3} more" if len(dead) > 3 else "")
-        warnings.warn(f"{what} changes nothing at {named}, where {zero}", LofiWarning, stacklevel=3)
+    named = ", ".join(dead[:3]) + (f" and {len(dead) - 3} more" if len(dead) > 3 else "")
+    return [f"{what} changes nothing at {named}, where {zero}"] if dead else []
+
+
+def _warn(notes: list[str]) -> None:
+    for note in notes:
+        warnings.warn(note, LofiWarning, stacklevel=3)
 
 
 def read_folder(folder: str | Path) -> AdapterFolder:
@@ -211,50 +215,56 @@ def load_adapter(
             was trained on another quantization of this base
     """
     read = read_folder(folder)
-    _judge_base(model, read, check_base)
+    here = fingerprint.base_fingerprint(model) if "base" in read.record else {}
+    _warn(base_notes(read, here, quantization_of(model), check_base=check_base))
+    _warn(fit_adapter(model, read, name))
+    return read
+
+
+def fit_adapter(model: nn.Module, read: AdapterFolder, name: str = "default") -> list[str]:
+    """Put a folder that was read on a model, strictly, without asking whose base it is; what to know of it.
+
+    Raises  what `load_adapter` does but for another base. The model is then as it was
+    """
     with torch.random.fork_rng(devices=()):  # a new adapter draws A; loading must not move the caller's generator
         add_adapter(model, read.config, name)
     try:
         adapter = adapter_of(model, name)
         load_adapter_tensors(model, name, _fit(model, adapter, read))
         _check_scales(adapter, read)
-        refuse_dead(adapter, f"the adapter in {read.path}")
+        notes = _dead_notes(adapter, f"the adapter in {read.path}")
     except BaseException:
         unload(model, name)
         raise
     for part in adapter.parts.values():
         part.eval()
-    return read
+    return notes
 
 
-def _judge_base(model: nn.Module, read: AdapterFolder, check_base: bool) -> None:
+def base_notes(
+    read: AdapterFolder, here: Mapping[str, Any], quantization: str | None, *, check_base: bool = True
+) -> list[str]:
+    """What to know of a folder on a base with the fingerprint `here`; ProofError if it was trained on another one."""
     base = read.record.get("base")
     if base is None:
-        warnings.warn(
-            f"{read.path} has no {RECORD}, so whether this is the base it was trained on cannot be proved",
-            LofiWarning,
-            stacklevel=3,
-        )
-        return
-    reasons = fingerprint.compare(base, fingerprint.base_fingerprint(model))
+        return [f"{read.path} has no {RECORD}, so whether this is the base it was trained on cannot be proved"]
+    reasons = fingerprint.compare(base, here)
     if not reasons:
-        _tell_quantization(read, base.get("quantization"), quantization_of(model))
-        return
+        return _quantization_notes(read, base.get("quantization"), quantization)
     said = f"{read.path} was trained on another base ({base.get('path') or 'no path'}): {'; '.join(reasons[:6])}"
     if check_base:
         raise ProofError(f"{said}; load that base, or pass check_base=False if you know better")
-    warnings.warn(said, LofiWarning, stacklevel=3)
+    return [said]
 
 
-def _tell_quantization(read: AdapterFolder, trained_on: str | None, here: str | None) -> None:
-    if trained_on != here:
-        same = f"load it with quantization {trained_on}" if trained_on else "load it dense"
-        warnings.warn(
-            f"{read.path} was trained on {in_words(trained_on)} and is loaded on {in_words(here)} of the same weights, "
-            f"so its figures will differ a little from those on record; {same} to have them",
-            LofiWarning,
-            stacklevel=4,
-        )
+def _quantization_notes(read: AdapterFolder, trained_on: str | None, here: str | None) -> list[str]:
+    if trained_on == here:
+        return []
+    same = f"load it with quantization {trained_on}" if trained_on else "load it dense"
+    return [
+        f"{read.path} was trained on {in_words(trained_on)} and is loaded on {in_words(here)} of the same weights, "
+        f"so its figures will differ a little from those on record; {same} to have them"
+    ]
 
 
 def _fit(model: nn.Module, adapter: Adapter, read: AdapterFolder) -> dict[str, Tensor]:
