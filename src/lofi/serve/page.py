@@ -19,7 +19,11 @@ from fastapi import APIRouter, Request, Response
 
 FOLDER = Path(__file__).with_name("static")
 INDEX = "index.html"
-FILES = (INDEX,)  # every file of the folder; what is not named here is not served
+FILES = (  # every file of the folder; what is not named here is not served
+    *(INDEX, "style.css", "views.css", "icon.svg", "en.json", "vi.json", "early.js", "app.js", "words.js", "dom.js"),
+    *("api.js", "answer.js", "watch.js", "dialog.js", "text.js", "picker.js", "settings.js", "chat.js", "compare.js"),
+    *("composer.js", "outcome.js", "difference.js", "adapters.js", "live.js", "spark.js"),
+)
 MEDIA = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",

@@ -1,0 +1,42 @@
+// What the server says of itself: polls /v1/lofi/status while the page is visible and tells whoever listens.
+
+import { call } from "./api.js";
+
+const listeners = new Set();
+export const seen = { status: null, error: null };
+let pace = 5000;
+let timer = null;
+let running = false;
+
+export function onStatus(listener) {
+  listeners.add(listener);
+  if (seen.status || seen.error) listener(seen);
+}
+
+/** How many milliseconds lie between two polls; the next one is due at once. */
+export function setPace(milliseconds) {
+  pace = milliseconds;
+  look();
+}
+
+/** Polls now; while the page is hidden nothing is polled. `ask`: whether the key may be asked for. */
+export async function look({ ask = false } = {}) {
+  clearTimeout(timer);
+  if (document.hidden || running) return;
+  running = true;
+  try {
+    seen.status = await (await call("/v1/lofi/status", { ask })).json();
+    seen.error = null;
+  } catch (error) {
+    seen.error = error;
+  }
+  running = false;
+  for (const listener of listeners) listener(seen);
+  timer = setTimeout(look, pace);
+}
+
+/** Starts polling; the first poll may ask for the key. */
+export function start() {
+  document.addEventListener("visibilitychange", () => (document.hidden ? clearTimeout(timer) : look()));
+  return look({ ask: true });
+}
