@@ -1,25 +1,25 @@
-"""python -m bench [NAME ...]: run the named claims (all by default), print and keep them, write docs/performance.md."""
+"""python -m bench [NAME ...]: run the named claims or groups (all by default), print and keep them, write their pages.
+
+A group is `performance` (docs/performance.md) or `serving` (docs/serving.md). A claim that fails is told and does not
+keep the others from being measured; the exit code is then 1.
+"""
 
 from __future__ import annotations
 
 import argparse
 import datetime
 import importlib
+import inspect
 import json
+import sys
 import time
-from pathlib import Path
+import traceback
 from typing import Any
 
 from results.lab import machine
 
+from bench.groups import GROUPS, NEEDS_A_GPU, PERFORMANCE, chosen, group_of
 from bench.page import kept_file, write_page
-
-ROOT = Path(__file__).resolve().parent.parent
-CLAIMS = (
-    "nf4_error", "outliers", "nf4_convert", "nf4_rows", "nf4_linear", "int8_linear", "quantized_step", "decode", "load",
-    "memory", "headline", "gpu", "lora_step", "merged_forward", "attention",
-)  # fmt: skip
-NEEDS_A_GPU = ("gpu",)  # asked for by name where there is none, it says so and returns nothing
 
 
 def main() -> None:
@@ -27,19 +27,44 @@ def main() -> None:
     from bench.peers import silence
 
     silence()
-    for name in given.names or [claim for claim in CLAIMS if _can_run(claim)]:
+    wanted = [name for name in chosen(given.names) if name in given.names or _can_run(name)]
+    trial = {name: value for name in ("rounds", "requests") if (value := getattr(given, name)) is not None}
+    failed = [name for name in wanted if not _measure(name, trial)]
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+def _measure(name: str, trial: dict[str, int]) -> bool:
+    """Run one claim; keep its figures and write its page unless it was a trial.  False where it failed"""
+    try:
         module, started = importlib.import_module(f"bench.{name}"), time.perf_counter()
-        rows = module.run() if given.rounds is None else module.run(rounds=given.rounds)
-        _print(name, rows)
-        if rows and given.rounds is None:
-            _keep(name, rows, time.perf_counter() - started)
-            write_page(CLAIMS, ROOT / "docs" / "performance.md")
+        known = inspect.signature(module.run).parameters
+        rows = module.run(**{key: value for key, value in trial.items() if key in known})
+    except Exception:
+        traceback.print_exc()
+        return False
+    _print(name, rows)
+    if rows and not trial:
+        _keep(name, rows, time.perf_counter() - started)
+        _write(name)
+    return True
+
+
+def _write(claim: str) -> None:
+    group = group_of(claim)
+    if group is PERFORMANCE:
+        write_page(group.claims, group.page)
+    else:
+        from bench.serving_page import write_serving_page
+
+        write_serving_page(group.claims, group.page)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[*CLAIMS, []])
+    parser.add_argument("names", nargs="*", choices=[*GROUPS, *chosen([]), []])
     parser.add_argument("--rounds", type=int, help="repetitions, for a quick look: nothing is kept or written")
+    parser.add_argument("--requests", type=int, help="requests of serve_equal and serve_load, likewise")
     return parser.parse_args()
 
 

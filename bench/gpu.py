@@ -72,8 +72,8 @@ def _conversions(rounds: int) -> list[dict[str, Any]]:
         to_codes["bitsandbytes"] = lambda: [
             functional.quantize_4bit(weight, compress_statistics=True, quant_type="nf4") for weight in weights
         ]
-    reading = _timed({name: _graph(call) for name, call in from_codes.items()}, rounds)
-    writing = _timed(to_codes, rounds)
+    reading = timed({name: graph(call) for name, call in from_codes.items()}, rounds)
+    writing = timed(to_codes, rounds)
     lines = [line("NF4 to bf16 over a copy of as many bytes", reading.ratio("lofi", "copy"), times_ms=_each(reading))]
     for what, timing in [("NF4 to bf16", reading), ("bf16 to NF4", writing)]:
         if "bitsandbytes" in timing.seconds:
@@ -85,7 +85,7 @@ def _conversions(rounds: int) -> list[dict[str, Any]]:
 def _few_rows(rounds: int) -> list[dict[str, Any]]:
     layers, lines = _sides("nf4", "cuda"), []
     for rows, goal in FEW.items():
-        timing = _timed({name: _graph(_inference(each, rows)) for name, each in layers.items()}, rounds)
+        timing = timed({name: graph(_inference(each, rows)) for name, each in layers.items()}, rounds)
         lines.append(_over_bf16(f"NF4 linear, {rows} row{'s' * (rows > 1)}, inference", timing, goal))
     return lines
 
@@ -93,7 +93,7 @@ def _few_rows(rounds: int) -> list[dict[str, Any]]:
 def _training(kind: str, rounds: int) -> list[dict[str, Any]]:
     layers, lines = _sides(kind, "cuda"), []
     for tokens, goal in TRAINING[kind].items():
-        timing = _timed({name: _round_trip(each, tokens) for name, each in layers.items()}, rounds)
+        timing = timed({name: _round_trip(each, tokens) for name, each in layers.items()}, rounds)
         lines.append(_over_bf16(f"{kind} linear, forward + backward, {tokens} tokens", timing, goal))
     return lines
 
@@ -165,7 +165,7 @@ def _round_trip(layers: list[nn.Module], tokens: int) -> Callable[[], object]:
     return call
 
 
-def _graph(call: Callable[[], object]) -> Callable[[], object]:
+def graph(call: Callable[[], object]) -> Callable[[], object]:
     """The call as a recorded graph: kernels follow each other without the host between them."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -173,13 +173,13 @@ def _graph(call: Callable[[], object]) -> Callable[[], object]:
         for _ in range(3):
             call()
     torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    recorded = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(recorded):
         call()
-    return graph.replay
+    return recorded.replay
 
 
-def _timed(calls: Calls, rounds: int) -> Timing:
+def timed(calls: Calls, rounds: int) -> Timing:
     """Device seconds of every call, one after another in each round; the order turns from round to round."""
     names = list(calls)
     for name in names * 3:
@@ -241,7 +241,7 @@ def _run_of(make: Callable[[Any], Any], folder: Any, rounds: int) -> tuple[float
     for _ in range(3):
         step()
     peak = torch.cuda.max_memory_reserved() / GIGABYTE
-    seconds = _timed({"step": step}, rounds).seconds["step"]
+    seconds = timed({"step": step}, rounds).seconds["step"]
     del step
     gc.collect()
     torch.cuda.empty_cache()

@@ -30,12 +30,13 @@ def write_page(claims: Sequence[str], page: Path) -> None:
     """Write the page from the figures that exist, in order, and name the claims that have none."""
     there = [(name, json.loads(kept_file(name).read_text())) for name in claims if kept_file(name).exists()]
     missing = [name for name in claims if not kept_file(name).exists()]
-    parts = [HEAD, _summary([entry for _, entry in there]), *(_section(name, entry) for name, entry in there)]
+    parts = [HEAD, summary([entry for _, entry in there]), *(section(name, entry) for name, entry in there)]
     page.parent.mkdir(exist_ok=True)
     page.write_text("\n".join(parts + _missing(missing)))
 
 
-def _summary(entries: list[dict[str, Any]]) -> str:
+def summary(entries: list[dict[str, Any]]) -> str:
+    """How many goals were reached, and those that were not."""
     goals = [row for entry in entries for row in entry["rows"] if row["goal"]]
     failed = [row for row in goals if not row["reached"]]
     lines = [f"Goals reached: {len(goals) - len(failed)} of the {len(goals)} measured."]
@@ -44,11 +45,12 @@ def _summary(entries: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _section(name: str, entry: dict[str, Any]) -> str:
+def section(name: str, entry: dict[str, Any]) -> str:
+    """A claim's title, what it measures, its table, its command, and where and when it was measured."""
     title, told = asked(name)
     lines = [f"## {title}", "", *([told, ""] if told else [])]
-    lines += [_cells(["what", "lofi", "peer", "goal", "reached", "detail"]), _cells(["---"] * 6)]
-    lines += [_cells(_row(row)) for row in entry["rows"]]
+    lines += [cells(["what", "lofi", "peer", "goal", "reached", "detail"]), cells(["---"] * 6)]
+    lines += [cells(_row(row)) for row in entry["rows"]]
     lines += ["", "```sh", f"make bench ONLY={name}", "```", ""]
     return "\n".join([*lines, f"*{entry['date']}, {entry['seconds']:.0f} s, on {entry['machine']}.*", ""])
 
@@ -72,5 +74,6 @@ def asked(claim: str) -> tuple[str, str]:
     return " ".join(first.split()).rstrip("."), "\n".join(line.rstrip() for line in rest.splitlines())
 
 
-def _cells(cells: list[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+def cells(texts: Sequence[str]) -> str:
+    """One line of a table."""
+    return f"| {' | '.join(text.replace('|', chr(92) + '|') for text in texts)} |"
