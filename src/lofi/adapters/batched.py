@@ -27,7 +27,6 @@ from lofi.adapters.batched_product import PLAIN, LowRankProduct
 from lofi.adapters.registry import adapters_of
 from lofi.adapters.surgery import attach_part, detach_part, own_tensors
 from lofi.adapters.switch import Switch
-from lofi.adapters.target import output_head
 from lofi.errors import TargetError
 
 __all__ = ["AdapterBank", "Packed", "pack"]
@@ -100,26 +99,21 @@ class AdapterBank:
         self.model.__dict__.pop("lofi_bank", None)
 
     @contextlib.contextmanager
-    def routed(self, slots: Tensor | None, *, head: Tensor | None = None) -> Iterator[None]:
+    def routed(self, slots: Tensor | None) -> Iterator[None]:
         """Inside the block, token m of a forward uses the adapter in slots[m], or the base where that is -1.
 
-        Shapes  slots (M,) int32, M = rows times positions, row by row; None: every token uses the base. head (M',)
-                int32: those of the tokens whose logits are asked for, where they are fewer (`logits_to_keep`)
-        Raises  TargetError for another dtype, shape or slot; in the forward, where a module sees another number of
-                tokens
+        Shapes  slots (M,) int32, M = rows times positions, row by row; None: every token uses the base
+        Raises  TargetError for another dtype, shape or slot; in the forward, where a module with adapters sees another
+                number of tokens (a head under `logits_to_keep`, an expert)
         """
         routing, switch = self._routing, self._switch
-        before = routing.tokens, routing.head, switch.default
-        if slots is None:
-            routing.tokens, routing.head, switch.default = None, None, ()
-        else:
-            routing.tokens = self._route(slots)
-            routing.head = routing.tokens if head is None else self._route(head)
-            switch.default = (_FACTORS, _ROWS)
+        before = routing.tokens, switch.default
+        routing.tokens = None if slots is None else self._route(slots)
+        switch.default = () if slots is None else (_FACTORS, _ROWS)
         try:
             yield
         finally:
-            routing.tokens, routing.head, switch.default = before
+            routing.tokens, switch.default = before
 
     def _route(self, slots: Tensor) -> Route:
         if slots.dtype != torch.int32 or slots.ndim != 1:
@@ -151,8 +145,7 @@ class AdapterBank:
         if part is None:
             module = self._module(path)
             told = {"routing": self._routing, "path": path, "slots": self.slots}
-            head = module is output_head(self.model)
-            part = self._parts[path, name] = made_for(held, module, {**told, "head": head}, self.product)
+            part = self._parts[path, name] = made_for(held, module, told, self.product)
             attach_part(module, name, part, self._switch)
         return part
 

@@ -54,21 +54,20 @@ class Route:
 
 
 class Routing:
-    """The routes of the forward that runs now: of its tokens, and of those whose logits are asked for."""
+    """The route of the forward that runs now, where every part of a bank finds it."""
 
-    __slots__ = ("head", "tokens")
+    __slots__ = ("tokens",)
 
     def __init__(self) -> None:
         self.tokens: Route | None = None
-        self.head: Route | None = None
 
 
 class BankPart(Part):
     """What all adapters of a bank hold at one module."""
 
-    def __init__(self, routing: Routing, path: str, slots: int, *, head: bool) -> None:
+    def __init__(self, routing: Routing, path: str, slots: int) -> None:
         super().__init__()
-        self.routing, self.path, self.total, self.head = routing, path, slots, head
+        self.routing, self.path, self.total = routing, path, slots
         self.users: set[int] = set()
         self.device = torch.device("cpu")
         self.vocabulary = 0  # V, where the module is an embedding or a head
@@ -84,7 +83,7 @@ class BankPart(Part):
 
     def route(self, tokens: int, y: Tensor) -> Route:
         """The route of this forward, which must say a slot for each of the tokens that the module got."""
-        route = self.routing.head if self.head else self.routing.tokens
+        route = self.routing.tokens
         if route is None or route.count != tokens:
             told = 0 if route is None else route.count
             raise TargetError(
@@ -112,8 +111,8 @@ class BankPart(Part):
 class _Factors(BankPart):
     """The stacks of a low-rank product, grown to the largest rank that came."""
 
-    def __init__(self, routing: Routing, path: str, slots: int, *, head: bool, product: LowRankProduct) -> None:
-        super().__init__(routing, path, slots, head=head)
+    def __init__(self, routing: Routing, path: str, slots: int, *, product: LowRankProduct) -> None:
+        super().__init__(routing, path, slots)
         self.product = product
         self.a: Any = None
         self.b: Any = None
@@ -240,8 +239,8 @@ class BankRows(BankPart):
     keys: Tensor
     rows: Tensor
 
-    def __init__(self, routing: Routing, path: str, slots: int, *, head: bool) -> None:
-        super().__init__(routing, path, slots, head=head)
+    def __init__(self, routing: Routing, path: str, slots: int) -> None:
+        super().__init__(routing, path, slots)
         self.held: dict[int, tuple[Tensor, Tensor]] = {}
 
     def added(self, module: Any, x: Tensor, y: Tensor) -> Tensor:
