@@ -76,8 +76,7 @@ def write_model_gguf(
     words = _vocabulary(opened)
     plan = _plan(opened, dtype)
     values = _values(opened, words, dtype, name or opened.folder.resolve().name)
-    with gguf_file.into_place(output) as aside, contextlib.ExitStack() as files:
-        reader = Reader(opened, files)
+    with gguf_file.into_place(output) as aside, Reader(opened) as reader:
         gguf_file.write(aside, opened.family.architecture, values, plan, reader.turned)
         read = gguf_file.read(aside)
         gguf_proof.prove_values(read, values, str(output))
@@ -168,13 +167,14 @@ def _check_complete(family: Family, config: Any, stored: dict[str, Stored], wher
         raise ModelError(f"{where} is not the model that its config says: {'; '.join(faults[:3])}{more}; save it again")
 
 
-class Reader:
-    """Gives the tensors of an open folder by GGUF's names, one at a time."""
+class Reader(contextlib.ExitStack):
+    """Gives the tensors of an open folder by GGUF's names, one at a time; a context that holds the files open."""
 
-    def __init__(self, opened: Opened, files: contextlib.ExitStack) -> None:
+    def __init__(self, opened: Opened) -> None:
+        super().__init__()
         self.opened = opened
         paths = dict.fromkeys(one.file for one in opened.stored.values())
-        self.handles: dict[Path, BinaryIO] = {path: files.enter_context(path.open("rb")) for path in paths}
+        self.handles: dict[Path, BinaryIO] = {path: self.enter_context(path.open("rb")) for path in paths}
 
     def source(self, name: str) -> tuple[Tensor, str]:
         """A tensor as the folder holds it, and its turn."""

@@ -98,7 +98,7 @@ def prove_tensors(
                 "nothing was put into place, please report this"
             )
         errors[one.name] = _distance(got, meant)
-    return _rounding(errors)
+    return rounding(errors)
 
 
 def _as_meant(got: Tensor, meant: Tensor, dtype: str, turn: str) -> bool:
@@ -120,7 +120,8 @@ def _distance(got: Tensor, meant: Tensor) -> float:
     return float((got - meant).double().norm() / meant.double().norm().clamp_min(1e-300))
 
 
-def _rounding(errors: Mapping[str, float]) -> Rounding:
+def rounding(errors: Mapping[str, float]) -> Rounding:
+    """The errors of each tensor, summed up; 0 means bit for bit."""
     rounded = {name: error for name, error in errors.items() if error > 0}
     if not rounded:
         return Rounding()
