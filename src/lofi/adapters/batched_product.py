@@ -67,7 +67,7 @@ def reference(x: Tensor, a: Tensor, b: Tensor, ranks: Tensor, slots: Tensor, out
         left = a[slot].to(wide)  # (m, R, I)
         right = b[slot].to(wide).masked_fill_(~kept[:, :, None], 0)  # (m, R, O)
         hidden = torch.bmm(left, rows[part].to(wide)[:, :, None])[:, :, 0].masked_fill_(~kept, 0)  # (m, R)
-        result[part] += torch.bmm(hidden[:, None], right)[:, 0]
+        result[part].add_(torch.bmm(hidden[:, None], right)[:, 0])
 
 
 def check_slots(slots: Tensor, ranks: Tensor, most: int) -> None:

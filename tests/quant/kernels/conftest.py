@@ -11,7 +11,7 @@ import torch
 from lofi.quant.kernels.library import ISAS, Library, NativeMissing, runnable
 from lofi.quant.kernels.native import NativeKernels
 
-OURS = ("lofi.quant.kernels.triton_nf4", "lofi.quant.kernels.triton_int8")
+OURS = tuple(f"lofi.quant.kernels.triton_{name}" for name in ("nf4", "int8", "low_rank"))
 
 
 def _is_python_of_triton(name: str) -> bool:

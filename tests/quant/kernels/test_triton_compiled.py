@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from lofi.quant.codes import nf4_code
+from lofi.quant.kernels.low_rank_triton import MANY, TritonLowRank
 from lofi.quant.kernels.triton import TritonKernels
 from lofi.quant.nf4 import quantize_blockwise, quantize_scales
 from lofi.quant.storage import EightBit, FourBit, RowCodes
@@ -56,7 +57,13 @@ def launches():
     kernels.int8_product(one, eight, torch.bfloat16)
     seen["int8_product_kernel of one row"] = seen["int8_product_kernel"]
     kernels.int8_product(RowCodes(eight.codes, eight.scale, torch.arange(3), half[:, :3]), eight, torch.bfloat16)
-    kernels_there = {name for module in (kernels._nf4.module, kernels._int8.module) for name in dir(module)}
+    many = TritonLowRank()
+    many._kernels = Recorder("triton_low_rank", seen)
+    for rows, stacks in ((3, half[:16].view(2, 8, 2048)), (MANY, half[:34].view(2, 17, 2048))):
+        x, slots = half[:1].expand(rows, -1), torch.zeros(rows, dtype=torch.int32)
+        many.prepare(stacks, stacks, torch.zeros(2, dtype=torch.int32))(x, slots, torch.zeros_like(x))
+    modules = (kernels._nf4.module, kernels._int8.module, many._kernels.module)
+    kernels_there = {name for module in modules for name in dir(module)}
     assert {name.split()[0] for name in seen} == {
         name for name in kernels_there if name.endswith("_kernel")
     }  # every kernel, once
@@ -97,7 +104,9 @@ def test_every_launch_compiles(target, launches):
     for name, launch in launches.items():
         made = compiled(launch, target)
         assert target != "MI300" or ".vgpr_spill_count: 0" in made.asm["amdgcn"], name
-        if target == "Hopper" and ("row_kernel" in name or "rows_kernel" in name or "product" in name):
+        if target == "Hopper" and any(
+            word in name for word in ("row_kernel", "rows_kernel", "product", "shrink", "expand")
+        ):
             assert not re.search(r"\b(STL|LDL)\b", made.asm["sass"]), name  # registers suffice
 
 
@@ -108,6 +117,9 @@ def test_dequantization_rounds_the_product_and_the_sum_each(launches):
     assert re.search(r"\bFFMA", contracted.asm["sass"])  # what the launch's option prevents
 
 
-def test_products_of_codes_and_of_few_rows_use_matrix_units(launches):
-    for kernel, unit in [("int8_product_kernel", r"IGMMA|IMMA"), ("few_rows_kernel", r"HGMMA|HMMA")]:
+def test_products_of_codes_of_few_rows_and_of_prompts_use_matrix_units(launches):
+    for kernel, unit in [
+        *(("int8_product_kernel", r"IGMMA|IMMA"), ("few_rows_kernel", r"HGMMA|HMMA")),
+        ("shrink_tile_kernel", r"HGMMA|HMMA"),
+    ]:
         assert re.search(unit, compiled(launches[kernel], "Hopper").asm["sass"])

@@ -85,4 +85,6 @@ def _triton(device_type: str) -> _Found[Kernels]:
 
 
 def _triton_low_rank(device_type: str) -> _Found[LowRankProduct]:
-    return None, f"there is no kernel for {device_type} yet"
+    from lofi.quant.kernels.low_rank_triton import load_low_rank
+
+    return load_low_rank(device_type)

@@ -24,7 +24,7 @@ from lofi.quant.storage import EightBit, FourBit, RowCodes
 _LONGEST_BLOCK = 4096
 _TILE = 4096  # elements of a 4-bit weight a program dequantizes: 16 bytes a thread in, 64 (in half precision) out
 _QUANTIZED = 1024  # elements a program quantizes: each is compared with fifteen middles, and waits in a register
-_HALF = (torch.bfloat16, torch.float16)
+HALF = (torch.bfloat16, torch.float16)
 _WANTED = 4  # programs a multiprocessor, at least, of a product that only reads its weight
 
 
@@ -46,7 +46,7 @@ class TritonKernels:
         codes = torch.empty((n + 1) // 2, dtype=torch.uint8, device=weight.device)
         absmax = torch.empty(-(-n // block), dtype=torch.float32, device=weight.device)
         blocks = max(1, _QUANTIZED // block)
-        with _on(weight):
+        with on_device(weight):
             self._nf4.quantize_kernel[(-(-absmax.numel() // blocks),)](
                 weight.contiguous(), middles, order.to(torch.uint8), codes, absmax, n,
                 QBLOCK=block, BLOCKS=blocks, enable_fp_fusion=False,
@@ -67,7 +67,7 @@ class TritonKernels:
             return REFERENCE.dequantize_rows(stored, first // stored.shape[-1], out)
         blocks = max(1, _TILE // stored.block)
         touched = -(-(first + count) // stored.block) - first // stored.block
-        with _on(out):
+        with on_device(out):
             self._nf4.dequantize_kernel[(-(-touched // blocks),)](
                 _tensors(stored), out, first, count, stored.codes.numel(),
                 BLOCKS=blocks, enable_fp_fusion=False, **_constants(stored),
@@ -78,20 +78,20 @@ class TritonKernels:
         """One row, and float32, by multiply-adds, the rest by matrix units; weights whose rows are whole blocks."""
         rows, rows_in = x.shape
         whole = len(stored.shape) == 2 and _covered(stored.block) and stored.block >= 8 and not rows_in % stored.block
-        known = x.dtype == torch.float32 or x.dtype in _HALF
+        known = x.dtype == torch.float32 or x.dtype in HALF
         if not (whole and known and rows_in and 0 < rows <= 16) or stored.codes.storage_offset() % 4:
             return None
-        by_matrix = rows > 1 and x.dtype in _HALF
+        by_matrix = rows > 1 and x.dtype in HALF
         tile_o, tile_i = (64, 128) if by_matrix else (16, 512)
         tiles = -(-stored.shape[0] // tile_o)
-        splits, per_split = _split(tiles * (1 if by_matrix else rows), rows_in, tile_i, x.device)
+        splits, per_split = split_columns(tiles * (1 if by_matrix else rows), rows_in, tile_i, x.device)
         out = x.new_empty(rows, stored.shape[0])
         parts = out if splits == 1 else torch.empty((splits, *out.shape), dtype=torch.float32, device=x.device)
         shape = (rows, rows_in, stored.shape[0], per_split)
         sizes = {"BLOCK_O": tile_o, "BLOCK_I": tile_i, **_constants(stored)}
         words = (stored.codes.view(-1).view(torch.int32), *_tensors(stored)[1:])
         x = x.contiguous()
-        with _on(x):
+        with on_device(x):
             if by_matrix:
                 self._nf4.few_rows_kernel[(tiles, splits)](x, words, parts, shape, **sizes)
             else:
@@ -109,7 +109,7 @@ class TritonKernels:
         rows, columns = out.shape
         if out.numel():
             block = _row_block(columns)
-            with _on(out):
+            with on_device(out):
                 self._int8.dequantize_int8_kernel[(rows, -(-columns // block))](
                     stored.codes, stored.scale, out, columns, BLOCK=block, enable_fp_fusion=False
                 )
@@ -132,7 +132,7 @@ class TritonKernels:
         flags = torch.zeros(columns if threshold > 0 else 1, dtype=torch.int8, device=x.device)
         if codes.numel():
             block = _row_block(columns)
-            with _on(x):
+            with on_device(x):
                 self._int8.row_codes_kernel[(rows,)](
                     x.contiguous(), codes, scale, flags, columns, float(threshold),
                     SPLIT=threshold > 0, BLOCK=block, num_warps=max(1, block // 512), enable_fp_fusion=False,
@@ -146,7 +146,7 @@ class TritonKernels:
             return out
         tile_m, tile_o, tile_i, warps = _product_tile(count, rows.outliers.dtype)
         grid = (-(-count // tile_m) * -(-rows_out // tile_o),)
-        with _on(out):
+        with on_device(out):
             self._int8.int8_product_kernel[grid](
                 (rows.codes, rows.scale, rows.columns, rows.outliers.contiguous()), (stored.codes, stored.scale), out,
                 (count, rows_out, rows_in, len(rows.columns)), APART=len(rows.columns) > 0,
@@ -158,16 +158,22 @@ class TritonKernels:
 
 def load_triton(device_type: str) -> tuple[Kernels | None, str]:
     """The kernels for tensors on "cuda" (NVIDIA or AMD), or None and the reason why there are none."""
+    reason = why_no_triton(device_type)
+    return (None, reason) if reason else (TritonKernels(), "")
+
+
+def why_no_triton(device_type: str) -> str:
+    """Why Triton's kernels cannot run on tensors of that device, or nothing."""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if device_type != "cuda" and not (device_type == "cpu" and interpreted):
-        return None, f"the tensors are on {device_type} and Triton's kernels run on cuda"
+        return f"the tensors are on {device_type} and Triton's kernels run on cuda"
     try:
         importlib.import_module("triton")
     except ImportError:
-        return None, "the package triton is not installed"
+        return "the package triton is not installed"
     if device_type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability() < (8, 0):
-        return None, f"{torch.cuda.get_device_name()} is older than Ampere, which they are written for"
-    return TritonKernels(), ""
+        return f"{torch.cuda.get_device_name()} is older than Ampere, which they are written for"
+    return ""
 
 
 def _covered(block: int) -> bool:
@@ -184,7 +190,7 @@ def _constants(stored: FourBit) -> dict[str, Any]:
     return {"QBLOCK": stored.block, "PER_NESTED": stored.nested.block if stored.nested else 0}
 
 
-def _split(tiles: int, rows_in: int, tile_i: int, device: torch.device) -> tuple[int, int]:
+def split_columns(tiles: int, rows_in: int, tile_i: int, device: torch.device) -> tuple[int, int]:
     """(splits, elements of I to a split): programs enough that every multiprocessor reads, each two tiles or more."""
     processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
     steps = -(-rows_in // tile_i)
@@ -207,6 +213,6 @@ def _product_tile(rows: int, outliers: torch.dtype) -> tuple[int, int, int, int]
     return 64 if outliers == torch.float32 else 128, 128, 128, 8  # float32's small product needs more registers
 
 
-def _on(tensor: Tensor) -> AbstractContextManager[Any]:
+def on_device(tensor: Tensor) -> AbstractContextManager[Any]:
     """Triton launches on the current device, which need not be the tensor's."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
