@@ -37,6 +37,8 @@ class RowLayer(CacheLayerMixin):
     """One layer's keys and values, (rows, H, L, K); the value's K may differ from the key's."""
 
     is_sliding = False
+    keys: Tensor
+    values: Tensor
 
     def __init__(self, owner: RowCache) -> None:
         super().__init__()
@@ -60,7 +62,6 @@ class RowLayer(CacheLayerMixin):
         part = (slice(first, first + rows), slice(None), slice(0, length))
         found = []
         for store, new in ((self.keys, key_states), (self.values, value_states)):
-            assert store is not None
             store[into] = new[:, :, 0] if source is None else new[source]  # (M, H, K)
             found.append(store[part])
         return found[0], found[1]
@@ -90,6 +91,8 @@ class RowCache(Cache):
 
     rows is the most rows there may be, tokens the most positions of all rows together (allocated as a rectangle).
     """
+
+    layers: list[RowLayer]  # type: ignore[assignment]
 
     def __init__(self, *, rows: int, tokens: int) -> None:
         super().__init__(layers=[])

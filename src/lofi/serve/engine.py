@@ -22,18 +22,22 @@ import torch
 
 from lofi.errors import RequestError
 from lofi.evaluate.generation import context_length
-from lofi.serve.cache import RowCache
+from lofi.serve.cache import BLOCK, RowCache
 from lofi.serve.forward import Forward
+from lofi.serve.probe import prove
 from lofi.serve.request import Asked, Draining, OnPiece, Overloaded, Stats, UnknownAdapter, check
 from lofi.serve.row import Ticket
 from lofi.serve.sampling import Sampler
-from lofi.serve.scheduler import Scheduler, whole
+from lofi.serve.scheduler import Scheduler
 from lofi.serve.text import Vocabulary
 from lofi.serve.waiting import Waiting
+from lofi.train.settings import free_bytes
 
 _LOG = logging.getLogger("lofi.serve")
-_IDLE = 0.05
-"""Seconds between looks at what waits for something that wakes nobody: a deadline, a slot."""
+_IDLE = 0.01
+"""Seconds between looks at what waits for a slot while nothing runs."""
+_MEMORY_SHARE = 1 / 3
+"""Of the free memory, for keys and values."""
 
 
 class Engine:
@@ -52,17 +56,22 @@ class Engine:
         prefill_tokens: int = 512,
     ) -> None:
         """rows run at once and `queue` more wait; context is the most positions of one request (default: the model's),
-        cache_tokens those of all rows together, prefill_tokens those of prompts read in one step.
+        cache_tokens the positions of keys and values of all rows together (default: every row at full context, but no
+        more than a third of the free memory), prefill_tokens how much of the prompts is read in one step.
+
+        Raises  ModelError or ProofError for a model that the engine cannot serve, RequestError for a size below 1
         """
+        _check_sizes(rows=rows, context=context, cache_tokens=cache_tokens, prefill_tokens=prefill_tokens)
         model.eval()
-        self.rows, self.queue = rows, queue
-        stated = context_length(model)
-        self.context = context or stated or 4096
-        cache = RowCache(rows=rows, tokens=cache_tokens or rows * (-(-self.context // 64) * 64))
-        self.vocabulary = model.config.get_text_config().vocab_size
-        forward = Forward(model, cache, None if store is None else store.bank)
+        proved = prove(model)
+        self.rows, self.queue, self.store = rows, queue, store
+        longest = _longest(model, context)
+        tokens = _cache_tokens(model, rows, longest, cache_tokens, proved.bytes_per_token)
+        self.context = min(longest or tokens, tokens)
+        """Positions that a request's prompt and answer have together, at most."""
+        self.vocabulary = int(model.config.get_text_config().vocab_size)
+        forward = Forward(model, RowCache(rows=rows, tokens=tokens), None if store is None else store.bank)
         sampler = Sampler(seats=rows, vocabulary=self.vocabulary, device=model.device)
-        self.store = store
         self._waiting = Waiting()
         self._scheduler = Scheduler(
             forward, sampler, Vocabulary(tokenizer), self._waiting, store=store, prefill=prefill_tokens
@@ -96,7 +105,6 @@ class Engine:
             self._check_open()
             self._submitted += 1
             ticket = Ticket(self._submitted, asked, on_piece, now=time.monotonic(), wake=self._waiting.wake)
-            self._check_size(ticket)
             self._waiting.put(ticket)
         return ticket
 
@@ -118,14 +126,20 @@ class Engine:
             draining=self._draining,
         )
 
+    @property
+    def reuse_prefixes(self) -> bool:
+        """Whether a prompt may begin with keys and values that another request with the same adapter has computed."""
+        return self._scheduler.reuse
+
+    @reuse_prefixes.setter
+    def reuse_prefixes(self, value: bool) -> None:
+        self._scheduler.reuse = value
+
     def drain(self, timeout: float | None = None) -> bool:
         """Take no new request and answer those that were taken; whether all of them ended within `timeout` seconds."""
-        end = None if timeout is None else time.monotonic() + timeout
         with self._waiting.changed:
             self._draining = True
-            return self._waiting.changed.wait_for(
-                lambda: not self._busy, None if end is None else max(0.0, end - time.monotonic())
-            )
+            return self._waiting.changed.wait_for(lambda: not (self.alive and self._waiting.unanswered), timeout)
 
     def stop(self) -> None:
         """End what still runs with an error, and the thread."""
@@ -134,7 +148,6 @@ class Engine:
             self._waiting.changed.notify_all()
         if self._thread is not None:
             self._thread.join()
-            self._thread = None
         self._scheduler.end_all("error", "the server is stopping: ask again when it is back")
 
     def _check_adapter(self, name: str | None) -> None:
@@ -146,53 +159,61 @@ class Engine:
     def _check_open(self) -> None:
         if self._draining:
             raise Draining("the server is stopping and takes no new request: ask again when it is back")
-        running, waiting = self._scheduler.places.live, len(self._waiting)
-        if running + waiting >= self.rows + self.queue:
+        waiting = self._waiting.unanswered - self.rows
+        if waiting >= self.queue:
             seconds = self._scheduler.counters.seconds_each * (1 + waiting / self.rows)
             raise Overloaded(
-                f"{running} requests run and {waiting} wait, the most there may be: come back in {seconds:.0f} s",
+                f"{self.rows} requests run and {waiting} wait, the most there may be: come back in {seconds:.0f} s",
                 min(60.0, max(1.0, seconds)),
-            )
-
-    def _check_size(self, ticket: Ticket) -> None:
-        cache = self._scheduler.places.cache
-        if not cache.fits(1, whole(ticket)):
-            raise RequestError(
-                f"the request needs up to {whole(ticket)} positions, and the cache holds {cache.tokens}: shorten the "
-                "prompt or lower max_tokens"
             )
 
     # -- the engine's thread ------------------------------------------------------------------------------------------
 
-    @property
-    def _busy(self) -> bool:
-        return bool(self._scheduler.places.live or len(self._waiting))
-
     def _run(self) -> None:
         torch.set_num_threads(self._threads)  # a new thread would not have what was set in the one that made us
         while self._wait():
-            self.step()
+            if not self.step():
+                time.sleep(_IDLE)  # what waits has no slot, and nothing runs that would free one
 
     def _wait(self) -> bool:
         """Sleep while there is nothing to do; False when it is time to stop."""
         with self._waiting.changed:
-            if not self._busy:
-                self._waiting.changed.notify_all()  # whoever drains
-            while not self._busy and not self._stopping:
-                self._waiting.changed.wait()
-            if self._busy and not self._scheduler.places.live:
-                pass
+            self._waiting.changed.wait_for(lambda: self._stopping or self._waiting.unanswered)
             return not self._stopping
 
-    def step(self) -> None:
-        """Admit, read prompts, decode, deliver."""
+    def step(self) -> bool:
+        """Admit, read prompts, decode and deliver; whether anything runs. For whoever has not started the thread."""
         scheduler = self._scheduler
         try:
             scheduler.end_overdue()
             scheduler.admit()
             with torch.inference_mode():
                 scheduler.prefill()
-                scheduler.decode()
+                return scheduler.decode()
         except Exception as error:
             _LOG.exception("a step failed")
             scheduler.end_all("error", f"the engine failed in this step ({type(error).__name__}): ask again")
+            return False
+
+
+def _check_sizes(**sizes: int | None) -> None:
+    for name, value in sizes.items():
+        if value is not None and value < 1:
+            raise RequestError(f"{name} is {value}: give at least 1")
+
+
+def _longest(model: Any, asked: int | None) -> int | None:
+    """The most positions of one request: what was asked for, else what the model states."""
+    stated = context_length(model)
+    if asked is not None and stated is not None and asked > stated:
+        raise RequestError(f"context is {asked}, but the model has {stated} positions: give at most those")
+    return asked or stated
+
+
+def _cache_tokens(model: Any, rows: int, longest: int | None, asked: int | None, bytes_each: int) -> int:
+    """How many positions of keys and values there may be: asked for, or what the rows need and memory has."""
+    if asked is not None:
+        return max(1, asked // BLOCK) * BLOCK
+    room = int(free_bytes(str(model.device)) * _MEMORY_SHARE) // bytes_each // BLOCK * BLOCK
+    wanted = room if longest is None else rows * -(-longest // BLOCK) * BLOCK
+    return max(BLOCK, min(room, wanted))

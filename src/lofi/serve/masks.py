@@ -24,7 +24,7 @@ class Masks:
     def __init__(self, model: Any) -> None:
         config = model.config.get_text_config()
         _check_implementation(config)
-        self.window = getattr(config, "sliding_window", None)
+        self.window = getattr(config, "sliding_window", None) or 0
         self.kinds = _kinds(config)
         """Its layers' kinds of attention; one or two of them."""
         self.dtype = model.dtype

@@ -41,7 +41,7 @@ class Places:
 
     def fits(self, whole: int) -> bool:
         """Whether a request of so many positions can run to its end beside those that run."""
-        return self.cache.fits(self.live + 1, max([whole, *(row.whole for row in self.rows)]))
+        return self.cache.fits(self.live + 1, max([whole, *(row.ticket.whole for row in self.rows)]))
 
     def room(self, length: int, rows: int | None = None) -> None:
         """Make room in the cache for this length; kept rows that no longer fit are forgotten."""

@@ -32,6 +32,11 @@ class Ticket:
         return f"r{self.number}"
 
     @property
+    def whole(self) -> int:
+        """Positions it may come to need: the last token of an answer is never attended to."""
+        return len(self.asked.prompt) + self.asked.max_tokens - 1
+
+    @property
     def cancelled(self) -> bool:
         return self._cancelled.is_set()
 
@@ -84,8 +89,3 @@ class Row:
     def missing(self) -> int:
         """Tokens of the prompt that have no keys and values yet and are not the next step's input."""
         return max(0, len(self.asked.prompt) - 1 - self.length)
-
-    @property
-    def whole(self) -> int:
-        """Positions it may come to need: the last token of an answer is never attended to."""
-        return len(self.asked.prompt) + self.asked.max_tokens - 1

@@ -134,7 +134,7 @@ class _Plan:
         self.top_k = self._ids([one.top_k for one in drawn])[:, None]
         self.any_top_k, self.any_top_p = any(one.top_k for one in drawn), any(one.top_p < 1 for one in drawn)
         biased = [(i, token, value) for i, one in enumerate(self.wishes) for token, value in one.logit_bias]
-        self.bias_at = tuple(self._ids([entry[part] for entry in biased]) for part in (0, 1))
+        self.bias_at = self._ids([row for row, _, _ in biased]), self._ids([token for _, token, _ in biased])
         self.bias = torch.tensor([value for _, _, value in biased], device=self.device)
         among = [i for i, one in enumerate(self.wishes) if _counted(one)]
         self.penal_rows, penal = self._ids(among), [self.wishes[i] for i in among]

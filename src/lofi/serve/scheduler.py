@@ -53,12 +53,12 @@ class Scheduler:
         """Give rows to waiting requests."""
         blocked: list[Ticket] = []
         for ticket in self.waiting.first(_LOOK):
-            if not self.places.fits(whole(ticket)):
+            if not self.places.fits(ticket.whole):
                 break
             try:
                 lease = self._lease(ticket)
             except Exception as error:
-                self.waiting.take(lambda one, ended=ticket: one is ended)
+                self.waiting.remove(ticket)
                 self._end(ticket, "error", error=_sentence(error))
                 continue
             if lease is None and ticket.asked.adapter is not None:
@@ -68,7 +68,7 @@ class Scheduler:
                 continue
             for earlier in blocked:
                 earlier.passed += 1
-            self.waiting.take(lambda one, chosen=ticket: one is chosen)
+            self.waiting.remove(ticket)
             self._enter(ticket, lease)
 
     def _lease(self, ticket: Ticket) -> Any:
@@ -121,6 +121,7 @@ class Scheduler:
             error = f"no end within the {ticket.asked.timeout:g} s it was given: ask for fewer tokens or more time"
         cached = 0 if row is None or row.told else row.cached
         self._tell(ticket, replace(piece, finish=finish, error=error, cached=cached))
+        self.waiting.answered()
 
     def _tell(self, ticket: Ticket, piece: Piece) -> None:
         try:
@@ -163,11 +164,11 @@ class Scheduler:
 
     # -- decode -------------------------------------------------------------------------------------------------------
 
-    def decode(self) -> None:
-        """One token of every row whose prompt is read."""
+    def decode(self) -> bool:
+        """One token of every row whose prompt is read; whether any request has a row."""
         rows = self.places.running
         if not rows:
-            return
+            return bool(self.places.live)
         if rows != self._decoding:
             self._decoding, self._slots = rows, self.forward.route([row.slot for row in rows])
         try:
@@ -177,12 +178,13 @@ class Scheduler:
             chosen = self.sampler.choose(logits, [row.seat for row in rows])
         except Exception as error:
             self._failed(rows, error)
-            return
+            return True
         self.counters.generated(len(rows))
         for row in rows:  # before any of them leaves: rows are exchanged up to their lengths
             row.length += 1
         for i, row in enumerate(rows):
             self._deliver(row, chosen.tokens[i], chosen.logprobs.get(i))
+        return True
 
     def _deliver(self, row: Row, token: int, logprob: TokenLogprob | None) -> None:
         if token < 0:
@@ -219,11 +221,6 @@ _NOT_NUMBERS = (
     "the scores of the next token are not finite numbers: the adapter or the model holds values that are not, or the "
     "dtype is too narrow for it"
 )
-
-
-def whole(ticket: Ticket) -> int:
-    """Positions that a request may come to need."""
-    return len(ticket.asked.prompt) + ticket.asked.max_tokens - 1
 
 
 def _overdue(ticket: Ticket, now: float) -> Finish | None:
