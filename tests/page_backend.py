@@ -38,7 +38,7 @@ BY_MODEL = {
 
 def adapter(name: str, **changes: Any) -> dict[str, Any]:
     """One adapter as the status tells it."""
-    plain = {"name": name, "rank": 8, "bytes": 1_320_000, "state": "device", "modules": 42, "requests": 12, "tokens": 480}
+    plain = {"name": name, "rank": 8, "bytes": 1_320_000, "state": "device", "modules": ("down_proj", "q_proj"), "requests": 12, "tokens": 480}
     return {**plain, "share": 0.25, "loaded_at": time.time() - 95, **changes}
 
 
@@ -69,7 +69,8 @@ class Backend:
         last = {"adapter": "sql-en", "prompt_tokens": 31, "tokens": 24, "seconds": 0.52, "first_token_ms": 41.0, "finish": "stop"}
         return {
             "model": MODEL, "uptime": 4211.0, "draining": self.draining, "engine": engine, "adapters": self.adapters,
-            "requests": [last, {**last, "adapter": None, "finish": "length"}],
+            "base": {"requests": 9, "tokens": 331},
+            "requests": [{**last, "seconds": 0.91}, {**last, "adapter": None, "finish": "length"}, last],
             "latency": {"first_token_ms": {"p50": 38.0 + self.statuses % 4, "p95": 71.0, "p99": 90.0}, "token_ms": {"p50": 9.4, "p95": 14.0, "p99": 20.0}},
             "admin": self.admin, "context": 1024,
         }  # fmt: skip

@@ -41,26 +41,33 @@ function table() {
   );
 }
 
-const numeric = (name) => (["rank", "bytes", "modules", "requests", "tokens"].includes(name) ? "number" : "");
+const numeric = (name) => (["rank", "bytes", "requests", "tokens"].includes(name) ? "number" : "");
 
 function draw() {
   const { status } = seen;
   if (!status) return;
   const wanted = filter.value.trim().toLowerCase();
-  const shown = status.adapters.filter((item) => item.name.toLowerCase().includes(wanted)).slice(0, MOST);
+  const all = [baseOf(status), ...status.adapters];
+  const shown = all.filter((item) => item.name.toLowerCase().includes(wanted)).slice(0, MOST + 1);
   const names = new Set(shown.map((item) => item.name));
   for (const [name, row] of rows) if (!names.has(name)) { row.node.remove(); rows.delete(name); }
   shown.forEach((item, i) => {
-    if (!rows.has(item.name)) rows.set(item.name, rowOf(item.name));
+    if (!rows.has(item.name)) rows.set(item.name, rowOf(item));
     const row = rows.get(item.name);
     fill(row, item, status);
     if (body.children[i] !== row.node) body.insertBefore(row.node, body.children[i] ?? null);
   });
   filter.hidden = status.adapters.length <= 8;
-  nothing.hidden = shown.length > 0;
+  nothing.hidden = shown.length > 0 && status.adapters.length > 0;
   form.node.hidden = !status.admin;
   closed.hidden = status.admin;
-  summary.textContent = described(status, shown.length);
+  summary.textContent = described(status, shown.filter((item) => !item.base).length);
+}
+
+/** The base as a row: what it answered itself. */
+function baseOf({ model, base, engine }) {
+  const whole = Object.values(engine.finished).reduce((sum, n) => sum + n, 0);
+  return { name: model, base: true, requests: base.requests, tokens: base.tokens, share: whole ? base.requests / whole : 0 };
 }
 
 function described({ adapters: all }, shown) {
@@ -71,7 +78,7 @@ function described({ adapters: all }, shown) {
   return parts.join(" · ");
 }
 
-function rowOf(name) {
+function rowOf({ name, base = false }) {
   const cells = Object.fromEntries(COLUMNS.map((column) => [column, el("td", { role: "cell", class: `${numeric(column)} cell-${column}`, "data-head": () => t(`adapters.${column}`) })]));
   cells.name.setAttribute("role", "rowheader");
   cells.name.append(el("span", { class: `nameplate ${hue(name, seen.status.model)}` }, el("span", { class: "dot", "aria-hidden": "true" }), el("span", { class: "mono" }, name)));
@@ -84,25 +91,24 @@ function rowOf(name) {
     "button", { type: "button", class: "button small", "aria-label": () => t("adapters.unload.name", { name }), on: { click: () => form.unload(name, unload) } },
     () => t("adapters.unload"),
   );
-  const last = el("td", { role: "cell", class: "cell-action" }, unload);
+  const last = el("td", { role: "cell", class: "cell-action" }, base ? null : unload);
   return { node: el("tr", { role: "row", "data-name": name }, ...Object.values(cells), last), cells, chip, fraction, share, unload };
 }
 
 function fill(row, item, status) {
-  put(row.chip, t(`adapters.state.${item.state}`));
-  row.chip.dataset.state = item.state;
-  put(row.cells.rank, item.rank === null ? "–" : number(item.rank));
-  put(row.cells.bytes, bytes(item.bytes));
-  put(row.cells.modules, number(Array.isArray(item.modules) ? item.modules.length : item.modules));
+  const state = item.base ? "base" : item.state;
+  put(row.chip, t(`adapters.state.${state}`));
+  row.chip.dataset.state = state;
+  put(row.cells.rank, item.base ? "" : number(item.rank));
+  put(row.cells.bytes, item.base ? "" : bytes(item.bytes));
+  put(row.cells.modules, item.base ? "" : item.modules.join(" "));
   put(row.cells.requests, number(item.requests));
   put(row.cells.tokens, number(item.tokens));
-  put(row.cells.loaded, t("time.ago", { time: duration(Math.max(0, Date.now() / 1000 - moment(item.loaded_at))) }));
+  put(row.cells.loaded, item.base ? "" : t("time.ago", { time: duration(Math.max(0, Date.now() / 1000 - item.loaded_at)) }));
   put(row.share, percent(item.share));
   row.fraction.setAttribute("width", `${(100 * item.share).toFixed(2)}%`);
   row.unload.hidden = !status.admin;
 }
-
-const moment = (value) => (typeof value === "number" ? value : Date.parse(value) / 1000);
 
 function put(node, text) {
   if (node.textContent !== text) node.textContent = text;

@@ -5,7 +5,7 @@ import { composer, side } from "./composer.js";
 import { announce, button, el } from "./dom.js";
 import { facts, nameplate } from "./outcome.js";
 import { pick } from "./picker.js";
-import { messages, panel, settings } from "./settings.js";
+import { fit, messages, panel, settings } from "./settings.js";
 import { copyButton, painter, render } from "./text.js";
 import { onStatus, seen } from "./watch.js";
 import { onSwitch, t } from "./words.js";
@@ -28,7 +28,7 @@ const writer = composer({ id: "prompt", label: () => t("chat.prompt"), send, sto
 export function chat(view) {
   view.append(el("h2", { class: "unseen" }, () => t("tab.chat")), el("div", { class: "talk" }, scroller, writer.node), sideboard.node);
   view.addEventListener("keydown", (event) => { if (event.key === "Escape") running?.abort(); });
-  onStatus(({ status }) => { if (status) { picker.update(status); showAnswerer(); } });
+  onStatus(({ status }) => { if (status) { fit(status.context); picker.update(status); showAnswerer(); } });
   onSwitch(picker.redraw);
   clear.disabled = true;
   return { shown() { sideboard.node.querySelector(".settings-place").append(panel); } };

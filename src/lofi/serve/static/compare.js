@@ -1,4 +1,4 @@
-// One prompt, several answerers: a column each, streaming at the same time; words that differ from the first are marked.
+// One prompt, several answerers: a column each, streaming at the same time; words that a chosen one does not have are marked.
 
 import { stream } from "./answer.js";
 import { composer, side } from "./composer.js";
@@ -18,7 +18,7 @@ const asked = el("p", { class: "asked prose", hidden: true });
 const board = el("div", { class: "columns", tabindex: "0", role: "region", "aria-label": () => t("compare.columns"), hidden: true });
 const empty = el("div", { class: "empty" }, el("h3", {}, () => t("compare.empty")), el("p", { class: "quiet" }, () => t("compare.empty.text")));
 const fault = el("p", { class: "fault", role: "alert", hidden: true });
-const marking = el("input", { type: "checkbox", checked: true, on: { change: mark } });
+const marking = el("select", { id: "reference", on: { change: mark } }, el("option", { value: "" }, () => t("compare.mark.none")));
 const picker = pick({
   kind: "checkbox", name: "compared", label: () => t("compare.who"), changed: () => { fault.hidden = true; },
   initial: (status) => [status.model, ...status.adapters.slice(0, 3).map((item) => item.name)],
@@ -26,7 +26,7 @@ const picker = pick({
 const sideboard = side([el("h3", {}, () => t("compare.who")), picker.node, el("h3", {}, () => t("settings")), el("div", { class: "settings-place" })]);
 const writer = composer({
   id: "compare-prompt", label: () => t("compare.prompt"), send, stop: () => running?.abort(),
-  extra: [sideboard.opener, el("label", { class: "check" }, marking, () => t("compare.mark"))],
+  extra: [sideboard.opener, el("label", { class: "check marking" }, () => t("compare.mark"), marking)],
 });
 
 export function compare(view) {
@@ -54,6 +54,7 @@ async function start(ask, names, values) {
   running = new AbortController();
   const { signal } = running;
   columns = names.map(column);
+  offer(names);
   asked.textContent = ask;
   board.replaceChildren(...columns.map((one) => one.node));
   board.scrollLeft = 0;
@@ -72,10 +73,11 @@ function column(name) {
   made.state = el("span", { class: "state small" }, () => t("compare.waiting"));
   made.fault = el("p", { class: "fault", role: "alert", hidden: true });
   made.facts = el("p", { class: "facts quiet small" });
+  made.foot = el("footer", { hidden: true }, made.facts, made.differs);
   made.copy = copyButton(() => made.answer?.text ?? "");
   made.node = el(
     "section", { class: "column", "data-name": name, "aria-busy": "true", "aria-label": name },
-    el("header", {}, nameplate(name, "h3"), made.state, made.copy), made.body, made.fault, el("footer", {}, made.facts, made.differs),
+    el("header", {}, nameplate(name, "h3"), made.state, made.copy), made.body, made.fault, made.foot,
   );
   return made;
 }
@@ -98,20 +100,29 @@ async function answerTo(one, request) {
   one.node.setAttribute("aria-busy", "false");
   state(one, () => finish(one.answer.finish));
   one.facts.replaceChildren(el("span", {}, () => facts({ answer: { ...one.answer, finish: "stop" } })));
+  one.foot.hidden = one.answer.firstMs === null;
   one.fault.hidden = one.answer.error === null;
   one.fault.textContent = one.answer.error ?? "";
 }
 
-/** Marks the words of each answer that the first one does not have, and says how many they are. */
+/** Whom answers may be marked against; the choice stays as long as it can. */
+function offer(names) {
+  const before = marking.value;
+  const first = marking.options.length === 1;
+  marking.replaceChildren(marking.options[0], ...names.map((name) => el("option", { value: name }, name)));
+  marking.value = names.includes(before) ? before : first || before ? names[0] : "";
+}
+
+/** Marks the words of each answer that the reference does not have, and says how many they are. */
 function mark() {
   if (running || !columns.length) return;
-  const [reference, ...others] = columns;
-  for (const one of others) {
-    const found = difference(reference.answer.text, one.answer.text);
-    const comparable = found !== null && !one.answer.error && !reference.answer.error;
-    if (!marking.checked || !comparable) one.body.textContent = one.answer.text;
+  const reference = columns.find((one) => one.name === marking.value);
+  for (const one of columns) {
+    const comparable = reference && one !== reference && !one.answer.error && !reference.answer.error;
+    const found = comparable ? difference(reference.answer.text, one.answer.text) : null;
+    if (found === null) one.body.textContent = one.answer.text;
     else one.body.replaceChildren(...joined(found.pieces).map(([text, fresh]) => (fresh ? el("mark", {}, text) : text)));
-    one.differs.replaceChildren(...(comparable ? [el("span", {}, () => summary(one, reference, found))] : []));
+    one.differs.replaceChildren(...(found === null ? [] : [el("span", {}, () => summary(one, reference, found))]));
   }
 }
 

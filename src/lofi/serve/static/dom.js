@@ -4,7 +4,7 @@ import { bind } from "./words.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** el("button", {class: "x", "aria-label": () => t("y"), on: {click}}, "text", () => t("z"), node, null) */
+/** el("button", {class: "x", "aria-label": say, on: {click}}, "text", say, node, null), where say() gives the words. */
 export function el(tag, properties = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) set(node, name, value);
@@ -43,13 +43,13 @@ const PATHS = {
   settings: "M4 8h9M17 8h3M4 16h3M11 16h9M13 8a2 2 0 1 0 4 0 2 2 0 1 0-4 0M7 16a2 2 0 1 0 4 0 2 2 0 1 0-4 0",
   close: "m6 6 12 12M18 6 6 18",
   clear: "M5 7h14M10 7V4.5h4V7M7 7l1 12.5h8L17 7",
-  auto: "M12 4a8 8 0 1 0 0 16zM12 4a8 8 0 0 1 0 16",
+  auto: ["M12 4a8 8 0 1 0 0 16 8 8 0 1 0 0-16", "M12 4a8 8 0 0 1 0 16z"],
   light: "M12 8a4 4 0 1 0 0 8 4 4 0 1 0 0-8M12 2.5v2M12 19.5v2M2.5 12h2M19.5 12h2M5.3 5.3l1.4 1.4M17.3 17.3l1.4 1.4M5.3 18.7l1.4-1.4M17.3 6.7l1.4-1.4",
   dark: "M19.5 14.5A8 8 0 0 1 9.5 4.5a8 8 0 1 0 10 10",
 };
 
 export const icon = (name) =>
-  svg("svg", { viewBox: "0 0 24 24", class: `icon icon-${name}`, "aria-hidden": "true" }, svg("path", { d: PATHS[name] }));
+  svg("svg", { viewBox: "0 0 24 24", class: `icon icon-${name}`, "aria-hidden": "true" }, ...[PATHS[name]].flat().map((d) => svg("path", { d })));
 
 /** A button with an icon; its words are shown beside it, or only spoken and shown on hover where `quiet`. */
 export function button(name, say, click, { quiet = true, kind = "" } = {}) {

@@ -48,7 +48,7 @@ function tile([key, write, lines]) {
   const values = lines.map(([name]) => ({ name, number: el("strong", { class: "tile-value" }, "–") }));
   const several = lines.length > 1;
   const drawing = spark({
-    lines: lines.map((_, i) => `line-${i}`), top: write,
+    lines: lines.map((_, i) => `line-${i}`), top: (most) => (most ? t("live.top", { value: write(most) }) : ""),
     say: () => `${t(`live.${key}`)}: ${values.map((one) => `${t(`live.${one.name}`)} ${one.number.textContent}`).join(", ")}`,
   });
   const legend = values.map(({ name, number: shown }, i) =>
@@ -70,7 +70,7 @@ function draw() {
   const now = points.at(-1)?.time ?? 0;
   tiles.forEach((one, i) => one.draw(points.map((point) => [point.time, point.values[i]]), now));
   counts.replaceChildren(...counted(status).flatMap(([key, text, share]) => count(key, text, share)));
-  const last = status.requests.slice(0, MOST);
+  const last = status.requests.slice(-MOST).reverse();  // the newest first
   nothing.hidden = last.length > 0;
   body.replaceChildren(...last.map(row));
 }

@@ -23,7 +23,7 @@ export function facts({ answer }) {
   if (answer.firstMs !== null) parts.push(t("fact.first", { ms: milliseconds(answer.firstMs) }));
   if (answer.rate !== null) parts.push(t("fact.rate", { n: figure(answer.rate) }));
   if (answer.usage) parts.push(t("fact.tokens", { prompt: answer.usage.prompt_tokens, n: answer.usage.completion_tokens }));
-  return parts.join(" · ");
+  return parts.map((part) => part.replaceAll(" ", "\u00a0")).join(" · ");  // a line breaks between facts, not within one
 }
 
 /** How an answer ended, in words; a reason that is not known is shown as the server wrote it. */

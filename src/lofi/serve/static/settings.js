@@ -41,6 +41,12 @@ export const panel = el(
   el("p", { class: "quiet small" }, () => t("settings.greedy")),
 );
 
+/** Leaves half of a short context to the prompt, before anybody has chosen otherwise. */
+export function fit(context) {
+  const { input } = inputs.get("max_tokens");
+  if (input.value === input.defaultValue && input.valueAsNumber > context / 2) input.value = Math.max(1, Math.floor(context / 2));
+}
+
 /** What goes into the request, or null after showing which field is wrong. */
 export function settings() {
   const wrong = [...inputs.keys()].filter((name) => !check(name));

@@ -8,9 +8,10 @@ const HEIGHT = 64;
 
 /** `say` describes the curve to those who do not see it; update([[time, ...values]], now) draws it. */
 export function spark({ lines, say, top }) {
+  const grid = svg("path", { class: "spark-grid", d: `M0 4H${WIDTH}M0 ${HEIGHT / 2 + 1}H${WIDTH}` });
   const area = svg("path", { class: "spark-area" });
   const paths = lines.map((name) => svg("path", { class: `spark-line ${name}` }));
-  const drawing = svg("svg", { class: "spark", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img" }, area, ...paths);
+  const drawing = svg("svg", { class: "spark", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img" }, grid, area, ...paths);
   const highest = el("span", { class: "spark-top quiet", "aria-hidden": "true" });
   return {
     node: el("div", { class: "spark-frame" }, drawing, highest),
@@ -22,7 +23,7 @@ export function spark({ lines, say, top }) {
       paths.forEach((path, i) => path.setAttribute("d", line(points.filter((point) => point[i + 1] !== null).map((point) => place(point[0], point[i + 1])))));
       area.setAttribute("d", filled(points.filter((point) => point[1] !== null).map((point) => place(point[0], point[1]))));
       drawing.setAttribute("aria-label", say());
-      highest.textContent = most ? top(most) : "";
+      highest.textContent = top(most);
     },
   };
 }
