@@ -21,9 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lofi.adapters.batched_pack import Packed, PackedRows, pack
-from lofi.adapters.batched_parts import BankPart, Route, Routing, made_for, misfit
+from lofi.adapters.batched_pack import Packed, PackedEmbedding, PackedLinear, PackedPart, PackedRows, pack
+from lofi.adapters.batched_parts import BankEmbedding, BankLinear, BankPart, Route, Routing
 from lofi.adapters.batched_product import PLAIN, LowRankProduct
+from lofi.adapters.batched_rows import BankHeadRows, BankRows
+from lofi.adapters.linear import product_of
 from lofi.adapters.registry import adapters_of
 from lofi.adapters.surgery import attach_part, detach_part, own_tensors
 from lofi.adapters.switch import Switch
@@ -128,7 +130,7 @@ class AdapterBank:
         if not 0 <= slot < self.slots:
             raise TargetError(f"there is no slot {slot} in a bank of {self.slots}; give 0 to {self.slots - 1}")
         for path, held in packed.parts.items():
-            fault = misfit(held, self._module(path))
+            fault = _misfit(held, self._module(path))
             if fault is not None:
                 raise TargetError(f"{path} {fault}; place adapters of this base only")
 
@@ -145,11 +147,40 @@ class AdapterBank:
         if part is None:
             module = self._module(path)
             told = {"routing": self._routing, "path": path, "slots": self.slots}
-            part = self._parts[path, name] = made_for(held, module, told, self.product)
+            part = self._parts[path, name] = _made_for(held, module, told, self.product)
             attach_part(module, name, part, self._switch)
         return part
 
     def _detach(self, part: BankPart) -> None:
-        path, name = next(key for key, held in self._parts.items() if held is part)
-        del self._parts[path, name]
-        detach_part(self._module(path), name)
+        name = _ROWS if isinstance(part, BankRows) else _FACTORS
+        del self._parts[part.path, name]
+        detach_part(self._module(part.path), name)
+
+
+def _made_for(packed: PackedPart, module: Any, where: dict[str, Any], product: LowRankProduct) -> BankPart:
+    """The part that holds adapters of this kind at this module; `where` is what every part is told."""
+    if isinstance(packed, PackedLinear):
+        part: BankPart = BankLinear(**where, product=product)
+    elif isinstance(packed, PackedEmbedding):
+        part = BankEmbedding(**where, product=product)
+    else:
+        part = (BankHeadRows if packed.head else BankRows)(**where)
+    part.device, part.vocabulary = module.weight.device, int(module.weight.shape[0])
+    return part
+
+
+def _misfit(packed: PackedPart, module: Any) -> str | None:
+    """Why this module cannot take these tensors, in words; None where it can."""
+    has: Any
+    fits: Any
+    if isinstance(packed, PackedLinear):
+        product = product_of(module)
+        has, fits = product and product.shape(module), (packed.b.shape[1], packed.a.shape[1])
+    elif not hasattr(module, "weight"):
+        has, fits = None, ()
+    elif isinstance(packed, PackedEmbedding):
+        has, fits = tuple(module.weight.shape), (packed.a.shape[0], packed.b.shape[1])
+    else:
+        has = tuple(module.weight.shape)
+        fits = (has[0] if int(packed.ids[-1]) < has[0] else int(packed.ids[-1]) + 1, packed.rows.shape[1])
+    return None if has == fits else f"is {has}, the adapter's is {fits}"

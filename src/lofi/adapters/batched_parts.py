@@ -2,11 +2,11 @@
 
 One part serves every adapter at its module; a token's slot chooses what is added, by gathers, never by a loop over
 adapters. The low-rank products are handed in (batched_product.py), the rest is small and in plain torch. Where a
-slot has nothing at a module, nothing is added: its rank is 0, its rows of the other tables are zero or empty.
-Tables that a token without adapter reads too have one row more than there are slots, the last, which stays zero.
+slot has nothing at a module, nothing is added: its rank is 0, its rows of the other tables are zero, and those have
+one row more than there are slots, the last, for tokens without adapter. Trained token rows: batched_rows.py.
 
 Notation: S slots, M tokens of the batch (all rows, one after the other), R the largest rank here, I in, O out, D model,
-V vocabulary, E trained token rows of all slots together, K the most that one slot has.
+V vocabulary.
 """
 
 from __future__ import annotations
@@ -15,13 +15,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from lofi.adapters.batched_pack import PackedEmbedding, PackedLinear, PackedRows
+from lofi.adapters.batched_pack import PackedEmbedding, PackedLinear
 from lofi.adapters.batched_product import Bound, LowRankProduct
 from lofi.adapters.embedding import row_scale
-from lofi.adapters.linear import product_of
 from lofi.adapters.surgery import Part
 from lofi.errors import TargetError
 
@@ -228,116 +226,8 @@ class BankEmbedding(_Factors):
         self.ranks[slot] = rank
 
 
-class BankRows(BankPart):
-    """The rows that a token's adapter trained in place of the embedding's own.
-
-    Shapes  keys (E,) int64, slot V + token id, ascending; rows (E, D); ids (...), y (..., D)
-    Exact   the trained rows in y's dtype, as the ordinary layer gives them
-    """
-
-    kind = "rows"
-    keys: Tensor
-    rows: Tensor
-
-    def __init__(self, routing: Routing, path: str, slots: int) -> None:
-        super().__init__(routing, path, slots)
-        self.held: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def added(self, module: Any, x: Tensor, y: Tensor) -> Tensor:
-        route = self.route(x.numel(), y)
-        asked = route.slots.long() * module.weight.shape[0] + x.reshape(-1)  # below 0 without adapter
-        place = torch.searchsorted(self.keys, asked).clamp_(max=len(self.keys) - 1)
-        rows = row_scale(module, self.rows[place].to(y.dtype))  # (M, D)
-        trained = (self.keys[place] == asked)[:, None]
-        return torch.where(trained, rows, y.view(-1, y.shape[-1])).view_as(y)
-
-    def place(self, slot: int, packed: PackedRows) -> None:
-        super().place(slot, packed)
-        self.held[slot] = packed.ids.to(self.device), packed.rows.to(self.device)
-        self.tabulate()
-
-    def clear(self, slot: int) -> None:
-        super().clear(slot)
-        self.held.pop(slot, None)
-        if self.held:
-            self.tabulate()
-
-    def tabulate(self) -> None:
-        """Put the rows of all slots in one table."""
-        held = sorted(self.held.items())
-        self.rows = torch.cat([rows for _, (_, rows) in held])
-        self.keys = torch.cat([slot * self.vocabulary + ids for slot, (ids, _) in held])
-
-
-class BankHeadRows(BankRows):
-    """The same rows in the head that shares the embedding's weight: the logits of a token's own trained ids.
-
-    Every trained row of every slot is multiplied, as if the vocabulary were E larger, and each token keeps its own.
-
-    Shapes  rows (E, D), ids (E,); where (S + 1, K) token ids, which (S + 1, K) rows, some (S + 1, 1); x (..., D)
-    """
-
-    where: Tensor
-    which: Tensor
-    some: Tensor
-    ids: Tensor
-
-    def added(self, module: Any, x: Tensor, y: Tensor) -> Tensor:
-        route = self.route(x.numel() // x.shape[-1], y)
-        bias = None if module.bias is None else module.bias[self.ids].to(x.dtype)
-        said = F.linear(x.reshape(-1, x.shape[-1]), self.rows.to(x.dtype), bias)  # (M, E)
-        logits, slot = y.view(-1, y.shape[-1]), route.rows
-        where = self.where[slot]  # (M, K)
-        kept = torch.where(self.some[slot], said.gather(1, self.which[slot]).to(y.dtype), logits.gather(1, where))
-        logits.scatter_(1, where, kept)
-        return y
-
-    def tabulate(self) -> None:
-        """A slot with fewer rows than K repeats its last one: what is written twice is the same."""
-        held = sorted(self.held.items())
-        most = max(len(ids) for _, (ids, _) in held)
-        self.rows = torch.cat([rows for _, (_, rows) in held])
-        self.ids = torch.cat([ids for _, (ids, _) in held])
-        self.where = torch.zeros(self.total + 1, most, dtype=torch.long, device=self.device)
-        self.which, self.some = torch.zeros_like(self.where), torch.zeros_like(self.where[:, :1], dtype=torch.bool)
-        first = 0
-        for slot, (ids, _) in held:
-            own = torch.arange(most, device=self.device).clamp_(max=len(ids) - 1)
-            self.where[slot], self.which[slot], self.some[slot] = ids[own], own + first, True
-            first += len(ids)
-
-
 def _widened(old: Tensor | None, shape: tuple[int, ...], dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     made = torch.zeros(shape, dtype=dtype, device=device)
     if old is not None:
         made.narrow(dim, 0, old.shape[dim]).copy_(old)
     return made
-
-
-def made_for(packed: Any, module: Any, where: dict[str, Any], product: LowRankProduct) -> BankPart:
-    """The part that holds adapters of this kind at this module; `where` is what every part is told."""
-    if isinstance(packed, PackedLinear):
-        part: BankPart = BankLinear(**where, product=product)
-    elif isinstance(packed, PackedEmbedding):
-        part = BankEmbedding(**where, product=product)
-    else:
-        part = (BankHeadRows if packed.head else BankRows)(**where)
-    part.device, part.vocabulary = module.weight.device, int(module.weight.shape[0])
-    return part
-
-
-def misfit(packed: Any, module: Any) -> str | None:
-    """Why this module cannot take these tensors, in words; None where it can."""
-    has: Any
-    fits: Any
-    if isinstance(packed, PackedLinear):
-        product = product_of(module)
-        has, fits = product and product.shape(module), (packed.b.shape[1], packed.a.shape[1])
-    elif not hasattr(module, "weight"):
-        has, fits = None, ()
-    elif isinstance(packed, PackedEmbedding):
-        has, fits = tuple(module.weight.shape), (packed.a.shape[0], packed.b.shape[1])
-    else:
-        has = tuple(module.weight.shape)
-        fits = (has[0] if int(packed.ids[-1]) < has[0] else int(packed.ids[-1]) + 1, packed.rows.shape[1])
-    return None if has == fits else f"is {has}, the adapter's is {fits}"
