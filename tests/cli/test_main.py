@@ -63,7 +63,7 @@ def test_version(capsys):
     [
         (["trian"], "there is no verb trian; did you mean train?"),
         (["xyzzy"], "use one of demo, doctor, train"),
-        (["serve"], "serve is known to lofi but not in this version"),
+        (["plan"], "plan is known to lofi but not in this version"),
         (["train", "--modle", "m"], "lofi train has no flag --modle; did you mean --model?"),
         (["train", "--zzzzzz"], "see lofi train --help"),
         (["generate", "--model", "m"], "--prompt"),

@@ -26,11 +26,13 @@ from lofi.cli import (
     demo,
     doctor,
     evaluate,
+    export,
     generate,
     inspect,
     merge,
     quantize,
     resize,
+    serve,
     train,
     verify,
 )
@@ -51,8 +53,10 @@ VERBS: dict[str, Any] = {
     "resize": resize.resize,
     "combine": combine.combine,
     "verify": verify.verify,
+    "serve": serve.serve,
+    "export": export.export,
 }
-LATER_VERBS = ("plan", "export", "serve")
+LATER_VERBS = ("plan",)
 UsageFault: Any = typer.BadParameter.__mro__[2]  # click's ClickException, wherever typer keeps its click
 INTERRUPTED = 130
 

@@ -1,15 +1,15 @@
-"""`lofi verify`: does this adapter still say what it said when it was saved?"""
+"""`lofi verify`: does this adapter still say what it said when it was saved, here or behind a server?"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
 from lofi.cli import flags
 from lofi.cli.output import speaking
-from lofi.errors import AdapterFileError, ProofError, RequestError
+from lofi.errors import AdapterFileError, ProofError, RecipeError, RequestError
 
 
 def verify(
@@ -21,6 +21,15 @@ def verify(
         typer.Option("--quantization", help="nf4, int8 or none (dense); else as the adapter was trained."),
     ] = None,
     device: flags.Device = "auto",
+    endpoint: Annotated[
+        str | None,
+        typer.Option("--endpoint", help="Ask an OpenAI-compatible server at this address instead.", metavar="URL"),
+    ] = None,
+    endpoint_model: Annotated[
+        str | None,
+        typer.Option("--endpoint-model", help="The adapter's name there, if not the folder's.", metavar="NAME"),
+    ] = None,
+    api_key: Annotated[str | None, typer.Option("--api-key", help="The server's bearer token.")] = None,
     as_json: flags.Json = False,
 ) -> None:
     """Replay the golden prompts stored with an adapter: token ids, greedy answers and logits must be the same.
@@ -28,11 +37,22 @@ def verify(
     Without --model the base that lofi.json names is used, in the quantization it was trained on. Exit code 1 where
     anything differs.
 
+    With --endpoint a server is asked (lofi serve, vLLM, llama.cpp, Ollama ...): tokens, differences of logits and stops
+    must be the same, and what its chat template makes of a question. --dtype is then what the server computes in, and
+    only the tokenizer is taken from the base.
+
     \b
-    Example:
+    Examples:
       lofi verify runs/first
+      lofi verify runs/first --endpoint http://127.0.0.1:8000 --endpoint-model first
     """
     folder = flags.adapter_folder(adapter)
+    if endpoint is not None:
+        refuse_unread({"--quantization": quantization is not None, "--device": device != "auto"}, "--endpoint")
+        ask = Served(endpoint, endpoint_model, api_key)
+        verify_served(folder, ask, model, None if dtype == "auto" else dtype, as_json)
+        return
+    refuse_unread({"--endpoint-model": endpoint_model is not None, "--api-key": api_key is not None})
     with speaking(as_json) as out:
         import torch
 
@@ -42,9 +62,7 @@ def verify(
         from lofi.models.load import load_model, load_tokenizer
 
         read = read_folder(folder)
-        golden = read.record.get("golden")
-        if not golden:
-            raise AdapterFileError(f"{folder} holds no golden prompts, so nothing can be replayed; train it with lofi")
+        golden = golden_of(folder, read.record)
         torch.manual_seed(0)
         labels = [str(label) for label in read.record.get("labels") or ()] or None
         task = read.config.task_type
@@ -66,6 +84,65 @@ def verify(
         prompts = len(golden["prompts"])
         out.answer({"adapter": str(folder), "same": True, "prompts": prompts})
         out.show(f"{folder}: {prompts} golden prompts give the same tokens and logits as when it was saved")
+
+
+class Served(NamedTuple):
+    """A server by its address, the model's name there, and what it wants to see before it answers."""
+
+    url: str
+    model: str | None
+    api_key: str | None
+
+
+def refuse_unread(given: dict[str, bool], beside: str | None = None) -> None:
+    """Raise RecipeError for flags that this way of verifying does not read."""
+    unread = [flag for flag, is_given in given.items() if is_given]
+    if unread:
+        why = f"says nothing beside {beside}: the server decides" if beside else "needs --endpoint"
+        raise RecipeError(f"{unread[0]} {why}; leave it out" if beside else f"{unread[0]} {why}; give the address")
+
+
+def verify_served(folder: Path, ask: Served, base: str | None, dtype: str | None, as_json: bool) -> None:
+    """Replay the golden prompts on a server and say what differs."""
+    with speaking(as_json) as out:
+        from lofi.export.connection import Connection
+        from lofi.export.endpoint import Vocabulary, replay_endpoint
+        from lofi.export.served import Served as Model
+        from lofi.files.adapter_folder import read_folder
+        from lofi.models.load import load_tokenizer
+
+        record = read_folder(folder).record
+        golden = golden_of(folder, record)
+        served = Model.open(Connection(ask.url, ask.api_key), ask.model, flags.own_name(folder))
+        vocabulary = Vocabulary(lambda: load_tokenizer(base or base_of(folder, record)))
+        rule = record.get("text_format")
+        if rule is not None and rule.get("kind") == "chat" and (why := missing(vocabulary)):
+            served.notes.append(f"the chat template was not checked, for there is no tokenizer: {why}")
+            rule = None
+        report = replay_endpoint(served, golden, vocabulary, text_format=rule, dtype=dtype)
+        if report.differences:
+            raise ProofError(report.failure())
+        out.answer({"adapter": str(folder)} | report.to_dict())
+        out.show(*report.lines())
+
+
+def missing(vocabulary: Any) -> str | None:
+    """Why there is no tokenizer; None where there is one."""
+    try:
+        vocabulary.tokenizer  # noqa: B018
+    except RequestError as error:
+        return str(error)
+    return None
+
+
+def golden_of(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """The golden prompts of an adapter.
+
+    Raises  AdapterFileError where it has none
+    """
+    if not record.get("golden"):
+        raise AdapterFileError(f"{folder} holds no golden prompts, so nothing can be replayed; train it with lofi")
+    return record["golden"]
 
 
 def replayed_on(asked: str | None, record: dict[str, Any], base: str) -> str | None:
