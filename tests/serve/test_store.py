@@ -11,6 +11,7 @@ import pytest
 import torch
 from tests.serve.adapters import base, saved
 
+import lofi
 from files.families import V
 from lofi.adapters.batched import AdapterBank
 from lofi.data.format import TextFormat
