@@ -75,7 +75,7 @@ def write_model_gguf(
     opened = open_folder(model_folder)
     words = _vocabulary(opened)
     plan = _plan(opened, dtype)
-    values = _values(opened, words, dtype, name or opened.folder.resolve().name)
+    values = _values(opened, words, dtype, words.name(name or opened.folder.resolve().name))
     with gguf_file.into_place(output) as aside, Reader(opened) as reader:
         gguf_file.write(aside, opened.family.architecture, values, plan, reader.turned)
         read = gguf_file.read(aside)

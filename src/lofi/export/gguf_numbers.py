@@ -135,6 +135,8 @@ def _pattern(period: int, layers: int) -> list[str]:
 def _context(family: Family, config: Any) -> tuple[int, tuple[str, ...]]:
     """(context length to state, notes)."""
     length = int(config.max_position_embeddings)
+    if family.model_type == "phi3" and config.rope_parameters.get("rope_type") == "longrope":
+        return _short(config, length)
     if family.model_type in _PERIOD or not _slides(config):
         return length, ()
     window = int(config.sliding_window)
@@ -142,6 +144,18 @@ def _context(family: Family, config: Any) -> tuple[int, tuple[str, ...]]:
         return length, ()
     said = f"context length {length} is cut to the sliding window {window}: llama.cpp has none for this architecture"
     return window, (said,)
+
+
+def _short(config: Any, length: int) -> tuple[int, tuple[str, ...]]:
+    """LongRoPE's factors: the model chooses them by the length of the text, llama.cpp by the room it is given."""
+    original = _original(config.rope_parameters, config)
+    said = f"context length {length} is stated as {original}, where the short rotary factors hold"
+    return original, (f"{said}: with more (-c) llama.cpp uses the long ones for short texts too, the model does not",)
+
+
+def _original(rope: Mapping[str, Any], config: Any) -> int:
+    held = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
+    return int(held or config.max_position_embeddings)
 
 
 def _slides(config: Any) -> bool:
@@ -194,7 +208,7 @@ def _scaling(
         return _yarn(rope, config), {}
     if kind == "longrope" and config.model_type == "phi3":
         return _longrope(rope, config)
-    raise _unknown(where, kind)
+    raise _unknown(where, f"{kind} with these numbers" if kind == "yarn" else kind)
 
 
 def _unknown(where: str, kind: str) -> ModelError:
@@ -205,12 +219,15 @@ def _unknown(where: str, kind: str) -> ModelError:
 
 
 def _odd_yarn(rope: Mapping[str, Any]) -> bool:
-    return any(rope.get(key) for key in ("mscale", "mscale_all_dim")) or rope.get("truncate") is False
+    """Whether it differs from the form that is compiled into llama.cpp, which reads neither betas nor mscale."""
+    betas = float(rope.get("beta_fast") or 32), float(rope.get("beta_slow") or 1)
+    mscale = any(rope.get(key) for key in ("mscale", "mscale_all_dim"))
+    return mscale or rope.get("truncate") is False or betas != (32, 1)
 
 
 def _yarn(rope: Mapping[str, Any], config: Any) -> dict[str, Any]:
     """YaRN (arXiv 2309.00071); llama.cpp itself multiplies by 0.1 ln(factor) + 1, so only what differs is stated."""
-    original = int(rope.get("original_max_position_embeddings") or config.max_position_embeddings)
+    original = _original(rope, config)
     factor = float(rope.get("factor") or config.max_position_embeddings / original)
     own = 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
     stated = rope.get("attention_factor")
@@ -218,8 +235,6 @@ def _yarn(rope: Mapping[str, Any], config: Any) -> dict[str, Any]:
         "rope.scaling.type": "yarn",
         "rope.scaling.factor": factor,
         "rope.scaling.original_context_length": original,
-        "rope.scaling.yarn_beta_fast": float(rope.get("beta_fast") or 32),
-        "rope.scaling.yarn_beta_slow": float(rope.get("beta_slow") or 1),
     }
     return values | ({} if stated is None else {"rope.scaling.attn_factor": float(stated) / own})
 
@@ -240,7 +255,7 @@ def llama3_divisors(rope: Mapping[str, Any], size: int) -> Tensor:
 
 def _longrope(rope: Mapping[str, Any], config: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """LongRoPE (arXiv 2402.13753): two lists of divisors, the long one beyond the original context."""
-    original = int(rope.get("original_max_position_embeddings") or config.original_max_position_embeddings)
+    original = _original(rope, config)
     ratio = float(rope.get("factor") or config.max_position_embeddings / original)
     stated = rope.get("attention_factor")
     own = math.sqrt(1 + math.log(ratio) / math.log(original)) if ratio > 1 else 1.0

@@ -11,6 +11,7 @@ whose rules llama.cpp only approximates outside ASCII.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,6 +46,15 @@ class Vocabulary:
     """Whole keys -> value; a list of int is written as int32, of float as float32."""
     kind: str
     notes: tuple[str, ...] = ()
+    strips: bool = False
+    """Whether special tokens take away the spaces behind them as llama.cpp does it for models whose name is Phi-3."""
+
+    def name(self, name: str) -> str:
+        """A general.name by which llama.cpp treats the spaces behind special tokens as this tokenizer does."""
+        named = any(mark in name.lower() for mark in ("phi-3", "phi3"))
+        if self.strips:
+            return name if named else f"phi-3 {name}"
+        return re.sub("(?i)(phi)-?3", r"\1 3", name)
 
 
 @dataclass
@@ -79,10 +89,20 @@ def vocabulary_of(tokenizer: Any, rows: int, ends: Sequence[int], where: str) ->
         parts.values["tokenizer.ggml.scores"] = _scores(tokens, model["merges"], where)
     _special(tokenizer, tokens, ends, parts, where)
     _template(tokenizer, parts)
+    strips = _strips(state["added_tokens"])
     loose = [t["content"] for t in state["added_tokens"] if t["lstrip"] or t["rstrip"] or t["single_word"]]
-    if loose:
+    if loose and not strips:
         parts.notes.append(f"llama.cpp keeps the spaces around {', '.join(loose[:3])}, this tokenizer takes them away")
-    return Vocabulary(parts.values, kind, tuple(parts.notes))
+    return Vocabulary(parts.values, kind, tuple(parts.notes), strips)
+
+
+def _strips(added: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether all special tokens but these three, and </s>, take away the spaces behind them, and nothing else."""
+    keep = {"<unk>", "<s>", "<|endoftext|>"}
+    held = {token["content"]: token for token in added}
+    if not held.keys() >= keep | {"</s>"} or any(t["lstrip"] or t["single_word"] for t in added):
+        return False
+    return all(token["rstrip"] == (text not in keep) for text, token in held.items() if token["special"])
 
 
 def _refused(where: str, reason: str) -> ModelError:
