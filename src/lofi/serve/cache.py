@@ -156,6 +156,10 @@ class RowCache(Cache):
         for tensor in self._tensors(self.length):
             tensor[row] = 0
 
+    def clear(self) -> None:
+        """Let go of everything; the next forward makes room anew."""
+        self.layers.clear()
+
     def _tensors(self, length: int) -> list[Tensor]:
         return [tensor[:, :, :length] for layer in self.layers for tensor in (layer.keys, layer.values)]
 

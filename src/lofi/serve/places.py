@@ -78,6 +78,8 @@ class Places:
     def leave(self, row: Row, *, keep: bool, sound: bool = True) -> None:
         """A request ends; what it computed is kept for later prompts if it is sound and long enough."""
         place = self.order.index(row)
+        if not sound:
+            self.cache.wipe(place)
         if place < self.decoding:
             self.decoding -= 1
             self._swap(place, self.decoding)
@@ -87,10 +89,14 @@ class Places:
         if keep and sound and row.length >= LEAST:
             self.order[self.live] = Kept(row.key, row.tokens, row.length, next(self._clock))
             return
-        if not sound:
-            self.cache.wipe(self.live)
         self._swap(self.live, len(self.order) - 1)
         self.order.pop()
+
+    def clear(self) -> None:
+        """Everybody leaves and nothing is kept; touches no tensor, so it works on a device that does not."""
+        self.order.clear()
+        self.live = self.decoding = 0
+        self.cache.clear()
 
     def _vacate(self, place: int) -> None:
         """Leave at `place`, the first row without a request, what may be overwritten."""

@@ -81,7 +81,11 @@ class Scheduler:
         row = Row(ticket, seat, text, None if lease is None else lease.key, lease, tokens=list(asked.prompt))
         row.slot = -1 if lease is None else lease.slot
         row.begun = time.monotonic()
-        self.places.enter(row, reuse=self.reuse)
+        try:
+            self.places.enter(row, reuse=self.reuse)
+        except Exception as error:
+            self._gone(row, "error", error=_sentence(error))
+            raise
         self.counters.prompt_tokens += len(asked.prompt)
         if not row.missing:
             self.places.promote(row)
@@ -99,15 +103,21 @@ class Scheduler:
                 self._leave(row, finish)
 
     def end_all(self, finish: Finish, error: str) -> None:
-        """End everything, running or waiting."""
-        for row in self.places.rows:
-            self._leave(row, finish, error=error)
+        """End everything, running or waiting, without asking anything of the device."""
+        rows = self.places.rows
+        self.places.clear()
+        for row in rows:
+            self._gone(row, finish, error=error)
         for ticket in self.waiting.take(lambda _: True):
             self._end(ticket, finish, error=error)
 
     def _leave(self, row: Row, finish: Finish, *, error: str | None = None, piece: Piece = _NOTHING) -> None:
-        """A row ends with its last piece, and everything it held is given back first."""
-        self.places.leave(row, keep=self.reuse, sound=finish != "error")
+        """A row ends; its keys and values are sound if a token that attended to them all had finite scores."""
+        self.places.leave(row, keep=self.reuse, sound=finish != "error" and row.answered > 0)
+        self._gone(row, finish, error=error, piece=piece)
+
+    def _gone(self, row: Row, finish: Finish, *, error: str | None = None, piece: Piece = _NOTHING) -> None:
+        """Give back what a row held, then tell its end."""
         self._seats.append(row.seat.number)
         if row.lease is not None:
             self.store.release(row.lease)
@@ -191,7 +201,11 @@ class Scheduler:
             self._leave(row, "error", error=_NOT_NUMBERS)
             return
         row.tokens.append(token)
-        text, finish = self._written(row, token)
+        try:
+            text, finish = self._written(row, token)
+        except Exception as error:
+            self._failed([row], error)
+            return
         logprobs = () if logprob is None else (logprob,)
         if finish is not None:
             self._leave(row, finish, piece=Piece(text=text, tokens=(token,), logprobs=logprobs))

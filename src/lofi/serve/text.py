@@ -8,6 +8,7 @@ Rejected: decoding everything at every token (quadratic); decoding tokens alone 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,10 +18,10 @@ _BROKEN = "\ufffd"
 
 
 class Vocabulary:
-    """A tokenizer as the pieces of all requests need it."""
+    """A tokenizer as the pieces of all requests need it; a copy of its own, since one thread alone may use one."""
 
     def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
+        self.tokenizer = copy.deepcopy(tokenizer)
         known = set(tokenizer.get_vocab()) if hasattr(tokenizer, "get_vocab") else set()
         names = [name for byte in range(256) if (name := f"<0x{byte:02X}>") in known]
         self.byte_tokens = frozenset(tokenizer.convert_tokens_to_ids(names)) if names else frozenset()
