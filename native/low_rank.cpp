@@ -13,7 +13,6 @@ namespace {
 // Multiplications under which a second thread costs more than it does; a decoded token of a small model has fewer.
 constexpr int64_t kAThread = 1 << 18;
 
-// arm64's vectors are what the plain path is compiled to there.
 const LowRankPath* path_of(int isa) {
   if (!runs(isa)) return nullptr;
   switch (isa) {
@@ -21,6 +20,8 @@ const LowRankPath* path_of(int isa) {
     case kAvx2: return &kLowRankAvx2;
     case kAvx512: return &kLowRankAvx512;
     case kAvx512Bf16: return &kLowRankAvx512Bf16;
+#elif defined(__aarch64__)
+    case kNeon: return &kLowRankNeon;
 #endif
     default: return &kLowRankPlain;
   }

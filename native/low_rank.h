@@ -41,6 +41,8 @@ constexpr int64_t kLongestRun = 32;  // rows of one slot that are worked on at o
 extern const LowRankPath kLowRankPlain;
 #if defined(__x86_64__)
 extern const LowRankPath kLowRankAvx2, kLowRankAvx512, kLowRankAvx512Bf16;
+#elif defined(__aarch64__)
+extern const LowRankPath kLowRankNeon;
 #endif
 
 }  // namespace lofi

@@ -1,5 +1,4 @@
-// Low-rank products for any CPU, in vectors of four floats that compilers make of what the architecture has (NEON on
-// arm64, SSE2 on x86-64).
+// Low-rank products for any CPU, in vectors of four floats that compilers make of what the architecture has.
 #include "low_rank_rows.h"
 
 namespace lofi {
