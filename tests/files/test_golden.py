@@ -11,7 +11,7 @@ from files.families import adapted, family_model
 from lofi.adapters.merge import merge_in_memory
 from lofi.adapters.registry import adapter_tensors
 from lofi.adapters.switch import adapters_off
-from lofi.files.golden import make_golden, replay
+from lofi.files.golden import make_golden, replay, replay_forced
 from quantized_models import quantized
 
 
@@ -90,3 +90,24 @@ def test_a_record_says_in_which_dtype_the_model_spoke():
     model = adapted("llama")
     assert recorded(model)["dtype"] == "fp32"
     assert recorded(model.to(torch.bfloat16))["dtype"] == "bf16"
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_one_forward_along_the_record_says_what_the_replay_says(family):
+    model = adapted(family)
+    golden = recorded(model, max_new_tokens=6)
+    assert replay_forced(model, golden) == []
+    with adapters_off(model):
+        assert [d.prompt for d in replay_forced(model, golden)] == [d.prompt for d in replay(model, golden)] != []
+
+
+def test_one_forward_along_the_record_notices_a_slightly_other_adapter_and_another_likeliest_token():
+    model = adapted("llama")
+    golden = recorded(model)
+    last = golden["prompts"][2]["top"][-1]
+    last[-1][1] += 2 * golden["tolerance"]
+    assert [(d.prompt, d.level) for d in replay_forced(model, golden)] == [(2, "logits")]
+    golden = recorded(model)
+    del golden["prompts"][1]["top"][5][0]
+    (difference,) = replay_forced(model, golden)
+    assert difference.prompt == 1 and "step 5, the largest logit is" in difference.detail

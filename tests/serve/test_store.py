@@ -254,6 +254,23 @@ def test_a_thousand_names_cost_their_names(make, folders):
     assert same(says(store, lease.slot), alone(folders[0]))
 
 
+def test_an_adapter_that_is_replaced_while_it_is_read_gives_way_to_the_new_one(make, folders):
+    store = make(folders[0], host_bytes=0)
+    read = store._admission.reread
+
+    def slow(folder, key):
+        if len(replaced) < 2:  # first another adapter comes, then the folder that is read is gone
+            replaced.append(folder)
+            store.load("a0", folders[len(replaced)], replace=True)
+            if len(replaced) == 2:
+                raise AdapterFileError("gone")
+        return read(folder, key)
+
+    replaced = []
+    store._admission.reread = slow
+    assert same(says(store, store.lease("a0").slot), alone(folders[2])) and len(store.bank.placed) == 1
+
+
 def test_other_threads_load_and_unload_while_the_engines_thread_answers(make, folders):
     store = make(*folders, slots=2, host_bytes=60_000)
     wanted = [alone(folder) for folder in folders]

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lofi.adapters.batched import AdapterBank, Packed
-from lofi.errors import AdapterFileError, DataError, RequestError
+from lofi.errors import AdapterFileError, DataError, LofiError, RequestError
 from lofi.serve.admission import Admission, Admitted
 from lofi.serve.request import UnknownAdapter
 
@@ -163,15 +163,14 @@ class AdapterStore:
             if not self._slots.free and not self._slots.idle:
                 return None
             packed = entry.packed
-        if packed is None:  # not under the lock: reading takes its time
-            packed = self._admission.reread(entry.facts["folder"], entry.facts["key"])
+        packed = packed or self._read_again(entry)  # not under the lock: reading takes its time
         with self._lock:
-            if entry.gone:
-                raise self._unknown(name)
-            self._settle()
-            slot = self._vacated()
-            self._place(entry, packed, slot)
-            return self._leased(entry, slot)
+            if packed is not None and not entry.gone:
+                self._settle()
+                slot = self._vacated()
+                self._place(entry, packed, slot)
+                return self._leased(entry, slot)
+        return self.lease(name)  # unloaded or replaced meanwhile
 
     def release(self, lease: Lease) -> None:
         """Give a lease back.  Raises  RequestError for one that was given back before"""
@@ -183,6 +182,15 @@ class AdapterStore:
             if not entry.leases:
                 self._vacate(entry)
             self._settle()
+
+    def _read_again(self, entry: _Entry) -> Packed | None:
+        """What the folder holds; None for an adapter that was taken away while it was read."""
+        try:
+            return self._admission.reread(entry.facts["folder"], entry.facts["key"])
+        except (LofiError, OSError):
+            if entry.gone:
+                return None
+            raise
 
     # -- with the lock held -------------------------------------------------------------------------------------------
 
