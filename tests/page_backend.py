@@ -1,6 +1,6 @@
 """A server for the page's tests: the endpoints that the page asks, with canned answers, and what was asked of it.
 
-It says what the contract between page and server is; tests/serve/test_browser.py runs the page against the real one too.
+Its answers have the shapes that the real one gives; tests/serve/test_browser.py runs the page against that one too.
 """
 
 from __future__ import annotations
@@ -38,7 +38,15 @@ BY_MODEL = {
 
 def adapter(name: str, **changes: Any) -> dict[str, Any]:
     """One adapter as the status tells it."""
-    plain = {"name": name, "rank": 8, "bytes": 1_320_000, "state": "device", "modules": ("down_proj", "q_proj"), "requests": 12, "tokens": 480}
+    plain = {
+        "name": name,
+        "rank": 8,
+        "bytes": 1_320_000,
+        "state": "device",
+        "modules": ("down_proj", "q_proj"),
+        "requests": 12,
+        "tokens": 480,
+    }
     return {**plain, "share": 0.25, "loaded_at": time.time() - 95, **changes}
 
 
@@ -62,18 +70,42 @@ class Backend:
         self.statuses += 1
         wave = 40 + 12 * (self.statuses % 5)
         engine = {
-            "running": 3, "waiting": self.statuses % 3, "rows": 16, "queue": 256, "cache_tokens": 1234, "cache_capacity": 16384,
-            "steps": 5321, "prompt_tokens": 8123, "generated_tokens": 20456, "finished": {"stop": 31, "length": 4, "cancelled": 0},
-            "tokens_per_second": wave, "draining": self.draining,
-        }  # fmt: skip
-        last = {"adapter": "sql-en", "prompt_tokens": 31, "tokens": 24, "seconds": 0.52, "first_token_ms": 41.0, "finish": "stop"}
+            "running": 3,
+            "waiting": self.statuses % 3,
+            "rows": 16,
+            "queue": 256,
+            "cache_tokens": 1234,
+            "cache_capacity": 16384,
+            "steps": 5321,
+            "prompt_tokens": 8123,
+            "generated_tokens": 20456,
+            "finished": {"stop": 31, "length": 4, "cancelled": 0},
+            "tokens_per_second": wave,
+            "draining": self.draining,
+        }
+        last = {
+            "adapter": "sql-en",
+            "prompt_tokens": 31,
+            "tokens": 24,
+            "seconds": 0.52,
+            "first_token_ms": 41.0,
+            "finish": "stop",
+        }
         return {
-            "model": MODEL, "uptime": 4211.0, "draining": self.draining, "engine": engine, "adapters": self.adapters,
+            "model": MODEL,
+            "uptime": 4211.0,
+            "draining": self.draining,
+            "engine": engine,
+            "adapters": self.adapters,
             "base": {"requests": 9, "tokens": 331},
             "requests": [{**last, "seconds": 0.91}, {**last, "adapter": None, "finish": "length"}, last],
-            "latency": {"first_token_ms": {"p50": 38.0 + self.statuses % 4, "p95": 71.0, "p99": 90.0}, "token_ms": {"p50": 9.4, "p95": 14.0, "p99": 20.0}},
-            "admin": self.admin, "context": 1024,
-        }  # fmt: skip
+            "latency": {
+                "first_token_ms": {"p50": 38.0 + self.statuses % 4, "p95": 71.0, "p99": 90.0},
+                "token_ms": {"p50": 9.4, "p95": 14.0, "p99": 20.0},
+            },
+            "admin": self.admin,
+            "context": 1024,
+        }
 
 
 def error(status: int, message: str, **headers: str) -> JSONResponse:
@@ -131,7 +163,8 @@ def backend_app(backend: Backend) -> FastAPI:
 
 async def _stream(backend: Backend, model: str, prompt: str) -> AsyncIterator[str]:
     def event(**fields: Any) -> str:
-        return f"data: {json.dumps({'object': 'chat.completion.chunk', 'model': model, **fields}, ensure_ascii=False)}\n\n"
+        told = {"object": "chat.completion.chunk", "model": model, **fields}
+        return f"data: {json.dumps(told, ensure_ascii=False)}\n\n"
 
     pieces = ANSWERS.get(prompt, BY_MODEL.get(model, "Hello.")).split(" ")
     yield ": a comment\n\n"
@@ -145,14 +178,18 @@ async def _stream(backend: Backend, model: str, prompt: str) -> AsyncIterator[st
         yield event(choices=[{"index": 0, "delta": {"content": (" " if i else "") + piece}, "finish_reason": None}])
         await asyncio.sleep(backend.pace)
     yield event(choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}])
-    yield event(choices=[], usage={"prompt_tokens": 17, "completion_tokens": len(pieces), "total_tokens": 17 + len(pieces)})
+    yield event(
+        choices=[], usage={"prompt_tokens": 17, "completion_tokens": len(pieces), "total_tokens": 17 + len(pieces)}
+    )
     yield "data: [DONE]\n\n"
 
 
 @contextlib.contextmanager
 def running(app: FastAPI) -> Iterator[str]:
     """The address at which a thread of this process serves an app."""
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", timeout_graceful_shutdown=1))
+    server = uvicorn.Server(
+        uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", timeout_graceful_shutdown=1)
+    )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:

@@ -18,6 +18,7 @@ from lofi.serve.page import ADDRESSES, FILES, FOLDER, INDEX, address, page_route
 
 SCRIPTS = {name: (FOLDER / name).read_text(encoding="utf-8") for name in FILES if name.endswith(".js")}
 WORDS = {code: json.loads((FOLDER / f"{code}.json").read_text(encoding="utf-8")) for code in ("en", "vi")}
+FORBIDDEN = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function"
 HTML = (FOLDER / INDEX).read_text(encoding="utf-8")
 
 
@@ -43,17 +44,29 @@ def test_every_file_is_sent_as_it_is_with_strict_headers(client, name):
     assert answer.headers["cache-control"] == "no-cache"
     policy = dict(item.strip().split(" ", 1) for item in answer.headers["content-security-policy"].split(";"))
     assert policy == {
-        "default-src": "'none'", "script-src": "'self'", "style-src": "'self'", "connect-src": "'self'",
-        "img-src": "'self' data:", "base-uri": "'none'", "form-action": "'none'", "frame-ancestors": "'none'",
-        "require-trusted-types-for": "'script'", "trusted-types": "'none'",
-    }  # fmt: skip
+        "default-src": "'none'",
+        "script-src": "'self'",
+        "style-src": "'self'",
+        "connect-src": "'self'",
+        "img-src": "'self' data:",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        "frame-ancestors": "'none'",
+        "require-trusted-types-for": "'script'",
+        "trusted-types": "'none'",
+    }
 
 
 @pytest.mark.parametrize(
     ("name", "media"),
-    [("index.html", "text/html"), ("app.js", "text/javascript"), ("style.css", "text/css"), ("vi.json", "application/json"),
-     ("icon.svg", "image/svg+xml")],
-)  # fmt: skip
+    [
+        ("index.html", "text/html"),
+        ("app.js", "text/javascript"),
+        ("style.css", "text/css"),
+        ("vi.json", "application/json"),
+        ("icon.svg", "image/svg+xml"),
+    ],
+)
 def test_the_type_of_a_file_is_its_own(client, name, media):
     assert client.get(address(name)).headers["content-type"].split(";")[0] == media
 
@@ -75,9 +88,18 @@ def test_head_says_what_get_would_send(client):
 
 @pytest.mark.parametrize(
     "path",
-    ["/static/", "/static/page.py", "/static/../page.py", "/static/%2e%2e/page.py", "/static/..%2fpage.py", "/static//app.js",
-     "/static/APP.JS", "/index.html", "/static/index.html"],
-)  # fmt: skip
+    [
+        "/static/",
+        "/static/page.py",
+        "/static/../page.py",
+        "/static/%2e%2e/page.py",
+        "/static/..%2fpage.py",
+        "/static//app.js",
+        "/static/APP.JS",
+        "/index.html",
+        "/static/index.html",
+    ],
+)
 def test_nothing_but_the_known_addresses_is_served(client, path):
     assert path not in ADDRESSES
     assert client.get(path).status_code == 404
@@ -132,12 +154,17 @@ def test_vietnamese_is_written_with_its_letters():
     assert plain == []
 
 
+def test_every_script_is_fetched_at_once_rather_than_when_it_is_reached():
+    asked = re.findall(r'<(?:link rel="modulepreload" href|script[^>]* src)="([^"]+)"', HTML)
+    assert sorted(asked) == sorted(map(address, SCRIPTS))
+
+
 def test_nothing_comes_from_elsewhere_and_no_string_becomes_markup():
     for name in FILES:
         text = (FOLDER / name).read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
         assert "://" not in text, name
     for name, script in SCRIPTS.items():
-        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", script), name
+        assert not re.search(FORBIDDEN, script), name
     assert not re.search(r"\sstyle=|\son\w+=|<style|<script(?![^>]* src=)", HTML)
 
 

@@ -6,7 +6,7 @@ import { chat } from "./chat.js";
 import { compare } from "./compare.js";
 import { icon } from "./dom.js";
 import { live } from "./live.js";
-import { look, onStatus, setPace, start } from "./watch.js";
+import { look, onStatus, setPace } from "./watch.js";
 import { bind, language, remember, speak, t } from "./words.js";
 
 const VIEWS = { chat, compare, adapters, live };
@@ -26,7 +26,6 @@ async function begin() {
   const wanted = location.hash.slice(1);
   select(wanted in VIEWS ? wanted : "chat", { focus: false });
   if (matchMedia("(pointer: fine)").matches) document.querySelector(".view:not([hidden]) .composer textarea")?.focus();
-  await start();
 }
 
 function tabList() {

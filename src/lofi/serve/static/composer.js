@@ -12,7 +12,9 @@ export function composer({ id, label, send, stop, extra = [] }) {
   halt.hidden = true;
 
   function submit() {
-    if (!go.hidden && input.value.trim() && send(input.value)) { input.value = ""; grow(); }
+    if (go.hidden || !input.value.trim() || !send(input.value)) return;  // who refuses to send has shown why
+    input.value = "";
+    grow();
     input.focus();
   }
   function grow() {

@@ -19,11 +19,12 @@ export function setPace(milliseconds) {
   look();
 }
 
-/** Polls now; while the page is hidden nothing is polled. `ask`: whether the key may be asked for. */
-export async function look({ ask = false } = {}) {
+/** Polls now; while the page is hidden nothing is polled. Only the first poll of all may ask for the key. */
+export async function look() {
   clearTimeout(timer);
   if (document.hidden || running) return;
   running = true;
+  const ask = seen.status === null && seen.error === null;
   try {
     seen.status = await (await call("/v1/lofi/status", { ask })).json();
     seen.error = null;
@@ -35,8 +36,4 @@ export async function look({ ask = false } = {}) {
   timer = setTimeout(look, pace);
 }
 
-/** Starts polling; the first poll may ask for the key. */
-export function start() {
-  document.addEventListener("visibilitychange", () => (document.hidden ? clearTimeout(timer) : look()));
-  return look({ ask: true });
-}
+document.addEventListener("visibilitychange", () => (document.hidden ? clearTimeout(timer) : look()));
