@@ -40,8 +40,11 @@ def line(
 
 
 def shown(figure: Figure, unit: str = "") -> str:
-    """A figure as the page prints it."""
-    text = str(figure) if isinstance(figure, Ratio) else f"{figure:,.{_digits(figure)}f}"
+    """A figure as the page prints it; a whole number is a count."""
+    if isinstance(figure, Ratio):
+        text = str(figure)
+    else:
+        text = f"{figure:,}" if isinstance(figure, int) else f"{figure:,.{_digits(figure)}f}"
     return f"{text} {unit}".rstrip()
 
 

@@ -1,13 +1,14 @@
 """Load: 10,000 requests by 64 clients over HTTP on the loopback while adapters are loaded, unloaded and exchanged.
 
 `lofi serve` as a user starts it, on the model that ships, in float32, so that a batch rounds as a single row does. Four
-adapters stay; one comes and goes; under one name two different adapters take turns. Before anything is served, each
-adapter's greedy answer to each known prompt is computed alone by transformers' `generate`, and prompts are kept that
-every adapter answers differently: an answer by the wrong one is seen. Every request must be answered with exactly the
-ids of an adapter that its name stood for while it was open; 404 counts as an answer only where the name was not loaded
-at some moment of that time, and after a 429 the client comes back. Every fourth answer is streamed. Latency is a whole
-answer's, 8 tokens, with 64 waiting clients and the load generator on the same cores. Memory is the server's
-anonymous resident memory, sampled every quarter of a second, after a fifth of the requests as warm-up.
+adapters stay; one comes and goes; under one name two different adapters take turns; all of them share six slots. Before
+anything is served, each adapter's greedy answer to each known prompt is computed alone by transformers' `generate`, and
+prompts are kept that every adapter answers differently: an answer by the wrong one is seen. Every request must be
+answered with exactly the ids of an adapter that its name stood for while it was open; 404 counts as an answer only
+where the name was not loaded at some moment of that time, and after a 429 the client comes back. Every fourth answer is
+streamed. Latency is a whole answer's, 8 tokens, with 64 waiting clients and the load generator on the same cores.
+Memory is the server's anonymous resident memory, sampled every quarter of a second, after a fifth of the requests as
+warm-up.
 """
 
 from __future__ import annotations
@@ -30,12 +31,14 @@ from bench.served import config, open_model, questions, shipped, write_adapters
 from bench.server import TOKEN, Server, serving
 
 REQUESTS, CLIENTS = 10_000, 64
-NEW, PROMPTS, LONGEST = 8, 12, 64
+NEW, PROMPTS, LONGEST = 8, 8, 64
 STEADY = ("steady-0", "steady-1", "steady-2", "steady-3")
 COMES, SWAPS = "comes", "swaps"
 FOLDERS = (*STEADY, COMES, "swaps-one", "swaps-two")
 ABSENT = "404"
 CHANGE_EVERY = 0.25  # seconds
+APART = 0.3  # deviation of B: adapters that say different things
+SLOTS = 6
 WARM_UP = 0.2  # of the requests
 SAMPLE_EVERY = 0.25
 
@@ -89,8 +92,8 @@ def run(rounds: int | None = None, requests: int = REQUESTS) -> list[dict[str, A
     with tempfile.TemporaryDirectory(prefix="lofi-bench-") as name:
         folders, expected = prepare(Path(name).resolve())
         there = {folder: folders[folder] for folder in (*STEADY, COMES)} | {SWAPS: folders["swaps-one"]}
-        room = ("--dtype", "fp32", "--admin-token", TOKEN, "--adapter-folder", str(Path(name).resolve()))
-        with serving(shipped(), there, *room) as server:
+        more = ("--dtype", "fp32", "--admin-token", TOKEN, "--adapter-folder", name, "--adapter-slots", str(SLOTS))
+        with serving(shipped(), there, *more) as server:
             started = time.perf_counter()
             counted = asyncio.run(Load(server, folders, expected, requests).run())
             seconds = time.perf_counter() - started
@@ -137,7 +140,7 @@ def prepare(folder: Path) -> tuple[dict[str, Path], Expected]:
     from lofi.serve.request import Asked
 
     model, _ = open_model(shipped(), "float32")
-    made = write_adapters(model, folder, {name: config(n, mixed=True) for n, name in enumerate(FOLDERS)})
+    made = write_adapters(model, folder, {name: config(n, mixed=True) for n, name in enumerate(FOLDERS)}, APART)
     for number, path in enumerate(made.values()):
         load_adapter(model, path, f"a{number}")
     set_adapter(model, None)

@@ -143,4 +143,3 @@ class _Http:
                 await connection.close()
 
         self.loop.run(all_of_them())
-

@@ -6,6 +6,8 @@ for a few steps where a claim asks for answers that end by themselves. Everythin
 
 from __future__ import annotations
 
+import contextlib
+import io
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -56,8 +58,8 @@ def config(number: int = 0, *, mixed: bool = False, **chosen: Any) -> Any:
     return LoraConfig(r=rank, lora_alpha=rank * (1 + number % 2), use_dora=number % 4 == 3, **wanted | chosen)
 
 
-def add_random(model: Any, name: str, number: int, config: Any) -> None:
-    """Put an adapter on the model whose B is normal with deviation SPREAD, seeded by its number."""
+def add_random(model: Any, name: str, number: int, config: Any, spread: float = SPREAD) -> None:
+    """Put an adapter on the model whose B is normal with deviation `spread`, seeded by its number."""
     from lofi.adapters.attach import add_adapter
     from lofi.adapters.registry import adapter_of
 
@@ -67,17 +69,17 @@ def add_random(model: Any, name: str, number: int, config: Any) -> None:
         for part in adapter_of(model, name).parts.values():
             for key, tensor in part.named_parameters():
                 if key == "lora_B":
-                    tensor.normal_(std=SPREAD)
+                    tensor.normal_(std=spread)
 
 
-def write_adapters(model: Any, folder: Path, configs: Mapping[str, Any]) -> dict[str, Path]:
+def write_adapters(model: Any, folder: Path, configs: Mapping[str, Any], spread: float = SPREAD) -> dict[str, Path]:
     """One folder an adapter, as `lofi train` leaves it, made on the model and taken off again."""
     from lofi.adapters.attach import unload
     from lofi.files.adapter_folder import save_adapter
 
     made = {}
     for number, (name, chosen) in enumerate(configs.items()):
-        add_random(model, name, number, chosen)
+        add_random(model, name, number, chosen, spread)
         made[name] = save_adapter(model, folder / name, name)
         unload(model, name)
     return made
@@ -106,7 +108,8 @@ def train_adapters(folder: Path, *, count: int, steps: int) -> dict[str, Path]:
         at = folder / f"trained-{seed}"
         files = write_rows(at / "data", train=steps * ROWS_A_STEP, test=1, seed=seed)
         recipe = demo_recipe(model=shipped(), train=files["train"], output=at / "run", seed=seed, stop_id=stop)
-        train(recipe)
+        with contextlib.redirect_stdout(io.StringIO()):
+            train(recipe)
         made[at.name] = at / "run" / "adapter"
     return made
 
@@ -123,10 +126,9 @@ def questions(count: int, *, seed: int = 7) -> list[tuple[int, ...]]:
 
 def store_of(model: Any, tokenizer: Any, folders: Mapping[str, Path], *, slots: int = 8, **more: Any) -> Any:
     """An AdapterStore with the platform's kernel that holds these adapters."""
-    from lofi.serve.store import AdapterStore
-
     from lofi.adapters.batched import AdapterBank
     from lofi.quant.kernels.dispatch import low_rank_for
+    from lofi.serve.store import AdapterStore
 
     bank = AdapterBank(model, slots=slots, product=low_rank_for(torch.device("cpu")))
     store = AdapterStore(model, tokenizer, bank=bank, **more)

@@ -328,7 +328,12 @@ def wait_until(condition, seconds=5.0):
 
 @pytest.mark.parametrize(
     "finish, status, told",
-    [("error", 500, "the forward failed"), ("deadline", 504, "too slow"), ("cancelled", 503, "")],
+    [
+        ("error", 500, "the forward failed"),
+        ("deadline", 504, "too slow"),
+        ("gone", 404, "it was unloaded"),
+        ("cancelled", 503, ""),
+    ],
 )
 def test_an_answer_that_did_not_come_to_its_end_is_an_error_and_no_half_answer(scripted, finish, status, told):
     def script(asked):

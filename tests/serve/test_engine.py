@@ -40,6 +40,21 @@ def test_both_kinds_of_attention_are_served(attention):
     assert not unequal(model, requests, run(engine_of(model), requests))
 
 
+def test_a_request_whose_adapter_is_unloaded_before_its_turn_says_so_and_the_others_are_answered():
+    model = decoder("llama")
+    store = Shelf(model, with_adapters(model), slots=2)
+    engine = engine_of(model, store)
+    requests = [Asked(prompt=(5, 6, 7), adapter=name, max_tokens=3) for name in ("a0", "a1")]
+    heard = [Heard() for _ in requests]
+    for asked, one in zip(requests, heard, strict=True):
+        engine.submit(asked, one)
+    del store.packed["a0"]
+    while not all(one.finish for one in heard):
+        engine.step()
+    assert (heard[0].finish, heard[0].error, heard[0].ids) == ("gone", "there is no adapter 'a0'", [])
+    assert heard[1].finish == "length" and len(heard[1].ids) == 3
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_every_request_has_its_own_adapter_among_others_that_come_and_go(family):
     model = decoder(family)

@@ -79,6 +79,8 @@ def ended(finish: str | None, sentence: str | None) -> Refused:
     """The error that an answer ended with instead of "stop" or "length"."""
     if finish == "deadline":
         return Refused(504, sentence or "the answer was not finished in time: ask for fewer tokens", code="deadline")
+    if finish == "gone":
+        return Refused(404, sentence or "the adapter was unloaded", code="model_not_found", param="model")
     if finish == "cancelled":
         return Refused(503, sentence or "the answer was cancelled", code="cancelled", after=DRAIN_RETRY)
     return Refused(500, sentence or UNFORESEEN, code="engine_error")

@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from lofi.errors import LofiError, RequestError
 
-Finish = Literal["stop", "length", "cancelled", "deadline", "error"]
+Finish = Literal["stop", "length", "cancelled", "deadline", "gone", "error"]
+"""How an answer ends; "gone": its adapter was unloaded before its turn came."""
 
 
 class Overloaded(LofiError):
@@ -96,7 +97,7 @@ class Piece:
     finish: Finish | None = None
     """Set on the last piece of an answer, and only there."""
     error: str | None = None
-    """One sentence where finish is "error" or "deadline"."""
+    """One sentence where finish is "error", "gone" or "deadline"."""
     cached: int = 0
     """On the first piece: prompt tokens whose keys and values were taken from an earlier request."""
 

@@ -17,7 +17,7 @@ from lofi.errors import LofiError
 from lofi.serve.counters import Counters
 from lofi.serve.forward import Forward
 from lofi.serve.places import Places
-from lofi.serve.request import Finish, Piece, TokenLogprob
+from lofi.serve.request import Finish, Piece, TokenLogprob, UnknownAdapter
 from lofi.serve.row import Row, Ticket
 from lofi.serve.sampling import Sampler
 from lofi.serve.text import Text, Vocabulary
@@ -59,7 +59,7 @@ class Scheduler:
                 lease = self._lease(ticket)
             except Exception as error:
                 self.waiting.remove(ticket)
-                self._end(ticket, "error", error=_sentence(error))
+                self._end(ticket, "gone" if isinstance(error, UnknownAdapter) else "error", error=_sentence(error))
                 continue
             if lease is None and ticket.asked.adapter is not None:
                 if ticket.passed >= _PATIENCE:
