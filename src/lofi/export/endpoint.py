@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lofi.data.format import TextFormat
+from lofi.data.format import TextFormat, frame
 from lofi.errors import DataError, RequestError
 from lofi.export.connection import Refused
 from lofi.export.served import UNANSWERABLE, Reply, Served, Token
@@ -36,6 +36,11 @@ class Vocabulary:
         if self._tokenizer is None:
             self._tokenizer = self.load()
         return self._tokenizer
+
+    def prompt(self, ids: Sequence[int]) -> str:
+        """A prompt as text, without what the tokenizer, and so a server, puts before any text by itself."""
+        head = list(frame(self.tokenizer)[0])
+        return self.tokenizer.decode(list(ids)[len(head) if list(ids)[: len(head)] == head else 0 :])
 
     def texts(self, token: int) -> set[str]:
         """What a server may call a token that tells no id: its text, or the tokenizer's own name for it."""
@@ -152,17 +157,15 @@ def replay_endpoint(
 
 
 def _completed(served: Served, record: Mapping[str, Any], golden: Mapping[str, Any], vocabulary: Vocabulary) -> Reply:
-    text = record.get("text")
-    if text is None and served.kind == "ollama":
-        text = vocabulary.tokenizer.decode(record["ids"])
-    top = len(record["top"][0])
-    try:
-        return served.complete(record["ids"], text, golden["max_new_tokens"], top)
-    except Refused as error:
-        if text is not None or error.status not in UNANSWERABLE:
-            raise
-    # refused as ids: the tokenizer is loaded only for a server that needs it
-    return served.complete(record["ids"], vocabulary.tokenizer.decode(record["ids"]), golden["max_new_tokens"], top)
+    asked = golden["max_new_tokens"], len(record["top"][0])
+    if served.takes_ids:
+        try:
+            return served.complete(record["ids"], None, *asked)
+        except Refused as error:
+            if error.status not in UNANSWERABLE:
+                raise
+    # the tokenizer is loaded only for a server that needs it
+    return served.complete(record["ids"], vocabulary.prompt(record["ids"]), *asked)
 
 
 def question_of(ids: Sequence[int], rule: TextFormat) -> str | None:
@@ -205,7 +208,8 @@ class _Judge:
             self._saw("log probabilities")
         self._saw("stops")
         found = self._tokens(record, reply) if reply.tokens is not None else self._text(record, reply)
-        return (found[0], f"{asked}, {found[1]}") if found and asked else found
+        # as ids it said the same, so what differs is what the server makes of a message
+        return ("template", f"{asked} its {found[0]} differ: {found[1]}") if found and asked else found
 
     def _saw(self, what: str) -> None:
         if what not in self.compared:

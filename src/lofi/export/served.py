@@ -96,6 +96,11 @@ class Served:
             "give its name with --endpoint-model"
         )
 
+    @property
+    def takes_ids(self) -> bool:
+        """Whether prompts go out as ids, as far as is known; as text otherwise."""
+        return self.kind != "ollama" and _WAYS[self._way].ids
+
     def complete(self, ids: Sequence[int], text: str | None, steps: int, top: int) -> Reply:
         """The greedy continuation of a prompt given as ids (its `text` is for servers that take no ids).
 
