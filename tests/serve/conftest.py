@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import socket
 import threading
 import time
 from pathlib import Path
@@ -177,7 +176,9 @@ def listening(app):
     """A real uvicorn in a thread on a free port of 127.0.0.1; gives its URL and stops by itself."""
     import uvicorn
 
-    door = socket.create_server(("127.0.0.1", 0))
+    from lofi.serve.run import open_door
+
+    door = open_door("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [door]}, daemon=True)
     thread.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -42,6 +43,28 @@ def test_a_host_that_is_not_ours_is_refused(host):
 def test_a_port_taken_is_not_listened_at_until_the_server_is_ready():
     with contextlib.closing(open_door("127.0.0.1", 0)) as door, pytest.raises(ConnectionRefusedError):
         socket.create_connection(door.getsockname(), timeout=2)
+
+
+def test_an_answer_in_two_writes_does_not_wait_for_the_clients_acknowledgement():
+    """Nagle's algorithm holds the second write back until then: 40 ms an answer where the client delays it."""
+
+    async def go():
+        made = asyncio.get_running_loop().create_future()
+
+        class Look(asyncio.Protocol):
+            def connection_made(self, transport):
+                line = transport.get_extra_info("socket")
+                made.set_result(line.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+                transport.close()
+
+        door = open_door("127.0.0.1", 0)
+        server = await asyncio.get_running_loop().create_server(Look, sock=door)
+        with socket.create_connection(door.getsockname()):
+            found = await made
+        server.close()
+        return found
+
+    assert asyncio.run(go()) != 0
 
 
 def test_the_address_is_one_that_a_browser_takes():

@@ -102,7 +102,7 @@ def chat_logprobs(found: Sequence[TokenLogprob], spelling: Spelling) -> dict[str
 
 
 def _spelt(token: int, logprob: float, spelling: Spelling) -> dict[str, Any]:
-    return {"token": spelling.text(token), "logprob": finite(logprob), "bytes": list(spelling.bytes(token))}
+    return {"token": spelling.text(token), "logprob": finite(logprob), "bytes": list(spelling.raw(token))}
 
 
 def text_logprobs(found: Sequence[TokenLogprob], spelling: Spelling, offset: int) -> tuple[dict[str, Any], int]:

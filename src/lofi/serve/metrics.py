@@ -154,7 +154,7 @@ class Exposition:
         yield responses
 
 
-def _folded(counts: Mapping[tuple[str, ...], int], states: Mapping[str, str]) -> Counter[tuple[str, ...]]:
+def _folded(counts: Mapping[Any, int], states: Mapping[str, str]) -> Counter[tuple[str, ...]]:
     found: Counter[tuple[str, ...]] = Counter()
     for (who, *rest), count in counts.items():
         found[(who if who == BASE or who in states else GONE, *rest)] += count

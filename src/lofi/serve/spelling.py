@@ -23,7 +23,7 @@ class Spelling:
         self._special = set(tokenizer.all_special_tokens)
         self._byte_level = tokenizer.convert_tokens_to_ids("Ġ") not in (None, tokenizer.unk_token_id)
 
-    def bytes(self, token: int) -> bytes:
+    def raw(self, token: int) -> bytes:
         """The token's own bytes."""
         return self._look(token)[0]
 
@@ -33,14 +33,14 @@ class Spelling:
 
     def _look(self, token: int) -> tuple[bytes, str]:
         if token not in self._known:
-            raw = self._raw(token)
+            raw = self._spelt(token)
             try:
                 self._known[token] = raw, raw.decode("utf-8")
             except UnicodeDecodeError:
                 self._known[token] = raw, "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
         return self._known[token]
 
-    def _raw(self, token: int) -> bytes:
+    def _spelt(self, token: int) -> bytes:
         piece = self._tokenizer.convert_ids_to_tokens(token)
         if piece is None:  # an id that the model's head has and the tokenizer has not
             return b""
