@@ -27,7 +27,7 @@ def golden(tokenizer, rule) -> dict:
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 
     stop = rule.stop_ids[0]
-    answers = [(words("The end")[:3] + [stop], True), (words("One two three four five")[:4], False)]
+    answers = [([*words("The end")[:3], stop], True), (words("One two three four five")[:4], False)]
     others = [token for token in words("red green blue black white house tree") if token > 20][:4]
     prompts = []
     for place, (output, stopped) in enumerate(answers):

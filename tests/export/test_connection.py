@@ -8,7 +8,7 @@ import pytest
 
 from lofi.errors import LofiError, RequestError
 from lofi.export.connection import Connection, Refused
-from tests.export.stub_server import serving
+from stub_server import serving
 
 
 def answering(status, value, headers=None):
@@ -30,7 +30,7 @@ def test_json_comes_back_and_the_key_and_the_body_went_out():
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "file:///etc/passwd", "http://", ""])
 def test_an_address_must_be_one(url):
-    with pytest.raises(RequestError, match="expected an address such as http://127.0.0.1:8000"):
+    with pytest.raises(RequestError, match="expected an address such as http"):
         Connection(url)
 
 

@@ -1,4 +1,4 @@
-"""Golden prompts on a server: the same is accepted in every engine's shape, and each alteration is found where it is."""
+"""Golden prompts on a server: the same passes in every engine's shape, and each alteration is found where it is."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lofi.errors import RequestError
 from lofi.export.connection import Connection
 from lofi.export.endpoint import Vocabulary, question_of, replay_endpoint, tolerance_of
 from lofi.export.served import Served
-from tests.export.stub_server import Speaker, speaking
+from stub_server import Speaker, speaking
 
 
 def replayed(speaker, golden, tokenizer, *, text_format=None, dtype=None):

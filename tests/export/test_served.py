@@ -7,7 +7,7 @@ import pytest
 from lofi.errors import LofiError, RequestError
 from lofi.export.connection import Connection
 from lofi.export.served import Reply, Served, read_completion, read_generated
-from tests.export.stub_server import Speaker, serving, speaking
+from stub_server import Speaker, serving, speaking
 
 
 def opened(url, asked=None, usual="first") -> Served:

@@ -21,7 +21,8 @@ TEMPLATES = {
     ),
     "Llama 3": (
         "{% for m in messages %}{% set c = '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' "
-        "+ m['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set c = '<|begin_of_text|>' + c %}{% endif %}"
+        "+ m['content'] | trim + '<|eot_id|>' %}"
+        "{% if loop.index0 == 0 %}{% set c = '<|begin_of_text|>' + c %}{% endif %}"
         "{{ c }}{% endfor %}{% if add_generation_prompt %}"
         "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
     ),

@@ -1,4 +1,4 @@
-"""vLLM's rules: every fault is named with what to do, and what is converted has the same effect, in lofi and in PEFT."""
+"""vLLM's rules: every fault is named with what to do; what is converted has the same effect, in lofi and in PEFT."""
 
 from __future__ import annotations
 
