@@ -43,7 +43,7 @@ def adapter(name: str, **changes: Any) -> dict[str, Any]:
         "rank": 8,
         "bytes": 1_320_000,
         "state": "device",
-        "modules": ("down_proj", "q_proj"),
+        "modules": ("down_proj", "lm_head", "q_proj"),
         "requests": 12,
         "tokens": 480,
     }
@@ -60,6 +60,7 @@ class Backend:
         self.pace = 0.004
         self.asked: list[dict[str, Any]] = []
         self.statuses = 0
+        self.left = 0  # answers whose reader went away before their end
         self.adapters = [
             adapter("sql-en", share=0.5, requests=24, tokens=960),
             adapter("sql-vi", rank=16, bytes=2_640_000, state="host", share=0.125, requests=6),
@@ -98,7 +99,7 @@ class Backend:
             "engine": engine,
             "adapters": self.adapters,
             "base": {"requests": 9, "tokens": 331},
-            "requests": [{**last, "seconds": 0.91}, {**last, "adapter": None, "finish": "length"}, last],
+            "requests": [last, {**last, "adapter": None, "finish": "length"}, {**last, "seconds": 0.91}],
             "latency": {
                 "first_token_ms": {"p50": 38.0 + self.statuses % 4, "p95": 71.0, "p99": 90.0},
                 "token_ms": {"p50": 9.4, "p95": 14.0, "p99": 20.0},
@@ -162,6 +163,16 @@ def backend_app(backend: Backend) -> FastAPI:
 
 
 async def _stream(backend: Backend, model: str, prompt: str) -> AsyncIterator[str]:
+    done = False
+    try:
+        async for event in _events(backend, model, prompt):
+            yield event
+        done = True
+    finally:
+        backend.left += not done
+
+
+async def _events(backend: Backend, model: str, prompt: str) -> AsyncIterator[str]:
     def event(**fields: Any) -> str:
         told = {"object": "chat.completion.chunk", "model": model, **fields}
         return f"data: {json.dumps(told, ensure_ascii=False)}\n\n"

@@ -28,6 +28,7 @@ def test_an_answer_streams_and_says_what_it_cost(show, backend):
         re.compile(r"first\stoken\s[\d.]+\sms · [\d.]+\stokens/s · 17\sin,\s6\stokens\sout")
     )
     expect(page.locator("#said")).to_have_text("sql-vi has answered with 6 tokens.")
+    assert backend.left == 0
     asked = backend.asked[-1]
     assert asked["messages"] == [{"role": "user", "content": "Bao nhiêu dòng?"}]
     assert (asked["model"], asked["stream"], asked["stream_options"]) == ("sql-vi", True, {"include_usage": True})
@@ -80,6 +81,8 @@ def test_escape_stops_an_answer_and_keeps_what_came(show, backend):
     answer = answered(page)
     expect(answer.locator(".facts")).to_contain_text("stopped")
     assert 2 <= answer.locator(".answer-body").inner_text().count("word") < 400
+    page.wait_for_timeout(100)
+    assert backend.left == 1  # the server knows
     expect(page.locator("#prompt")).to_be_focused()
     page.get_by_role("button", name="Answer again").click()
     expect(page.locator(".turn")).to_have_count(1)
@@ -183,7 +186,7 @@ def test_adapters_are_listed_with_what_they_are_and_do(show):
         "memory",
         "16",
         "2.6 MB",
-        "down_proj q_proj",
+        "down lm_head q",
         "13 %",
         "6",
         "480",

@@ -101,7 +101,8 @@ function fill(row, item, status) {
   row.chip.dataset.state = state;
   put(row.cells.rank, item.base ? "" : number(item.rank));
   put(row.cells.bytes, item.base ? "" : bytes(item.bytes));
-  put(row.cells.modules, item.base ? "" : item.modules.join(" "));
+  put(row.cells.modules, item.base ? "" : item.modules.map((module) => module.replace(/_proj$/, "")).join(" "));
+  if (!item.base) row.cells.modules.title = item.modules.join(" ");
   put(row.cells.requests, number(item.requests));
   put(row.cells.tokens, number(item.tokens));
   put(row.cells.loaded, item.base ? "" : t("time.ago", { time: duration(Math.max(0, Date.now() / 1000 - item.loaded_at)) }));

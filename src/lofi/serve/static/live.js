@@ -70,7 +70,7 @@ function draw() {
   const now = points.at(-1)?.time ?? 0;
   tiles.forEach((one, i) => one.draw(points.map((point) => [point.time, point.values[i]]), now));
   counts.replaceChildren(...counted(status).flatMap(([key, text, share]) => count(key, text, share)));
-  const last = status.requests.slice(-MOST).reverse();  // the newest first
+  const last = status.requests.slice(0, MOST);  // the newest first
   nothing.hidden = last.length > 0;
   body.replaceChildren(...last.map(row));
 }
