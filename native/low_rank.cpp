@@ -42,7 +42,7 @@ int64_t ranks_of(const LowRankStacks& s, const int32_t* slots, int64_t m) {
 }  // namespace
 }  // namespace lofi
 
-// out (M, O) += each row of x (M, I) through the factors of its slot. Rows are `x_stride` and `out_stride` elements apart.
+// out (M, O) += each row of x (M, I) through its slot's factors; rows of them are `x_stride` and `out_stride` apart.
 LOFI_EXPORT int lofi_low_rank(const lofi::LowRankStacks* stacks, const void* x, int64_t x_stride, const int32_t* slots,
                               void* out, int64_t out_stride, int64_t m, int isa, int threads) {
   using namespace lofi;

@@ -130,10 +130,14 @@ def test_rows_without_an_adapter_keep_their_bits(product):
 
 @pytest.mark.parametrize("wrong", [-2, 6, -(1 << 31), (1 << 31) - 1])
 def test_a_slot_that_there_is_not_is_refused_before_anything_is_written(product, threads, wrong):
-    x, a, b, ranks, slots, out = drawn((6, 9, 45, 31, 50), torch.float32, 6)
+    """The stacks are the middle of larger ones, so that a slot beyond them would find factors and a rank there."""
+    x, a, b, ranks, slots, out = drawn((8, 9, 45, 31, 50), torch.float32, 6)
+    ranks[:], slots[:] = 9, 0
     before, slots[-1] = out.clone(), wrong
     with pytest.raises(IndexError, match="of a bank of 6, expected -1 to 5"):
-        product.prepare(a, b, ranks)(x, slots, out)
+        product.prepare(a[2:], b[2:], ranks[2:])(x, slots, out)
+    with pytest.raises(IndexError, match="of a bank of 6, expected -1 to 5"):
+        product.prepare(a[:6], b[:6], ranks[:6])(x, slots, out)
     assert torch.equal(out, before)
 
 
