@@ -5,12 +5,10 @@ from __future__ import annotations
 import random
 
 import pytest
-import torch
-from tiny_serving import FAMILIES, Heard, Shelf, alone, asks, decoder, run, tokenizer, with_adapters
 
-from lofi.errors import ModelError, ProofError, RequestError
 from lofi.serve.engine import Engine
 from lofi.serve.request import Asked
+from tiny_serving import FAMILIES, Heard, Shelf, alone, asks, decoder, run, tokenizer, with_adapters
 
 
 def engine_of(model, store=None, **changes):

@@ -131,7 +131,8 @@ class Stats:
 
 def check(asked: Asked, *, context: int | None, vocabulary: int) -> None:
     """RequestError where a request cannot be answered as asked: one sentence with what to change."""
-    faults = [*_length_faults(asked, context), *_drawing_faults(asked.drawing), *_id_faults(asked, vocabulary)]
+    faults = [*_length_faults(asked, context), *_logprob_faults(asked, vocabulary)]
+    faults += [*_drawing_faults(asked.drawing), *_id_faults(asked, vocabulary)]
     if faults:
         raise RequestError("; ".join(faults))
 
@@ -154,6 +155,12 @@ def _length_faults(asked: Asked, context: int | None) -> list[str]:
     return found
 
 
+def _logprob_faults(asked: Asked, vocabulary: int) -> list[str]:
+    if asked.logprobs is None or 0 <= asked.logprobs <= vocabulary:
+        return []
+    return [f"logprobs is {asked.logprobs}: give how many likeliest tokens to list, from 0 to {vocabulary}"]
+
+
 def _drawing_faults(drawing: Drawing) -> list[str]:
     ranges = (
         ("temperature", 0, 100), ("top_p", 0, 1), ("presence_penalty", -2, 2), ("frequency_penalty", -2, 2)
@@ -167,8 +174,11 @@ def _drawing_faults(drawing: Drawing) -> list[str]:
         found.append("top_p is 0: give a share above 0")
     if drawing.top_k < 0:
         found.append(f"top_k is {drawing.top_k}: give the number of tokens to keep, or 0 for all")
-    if not drawing.repetition_penalty > 0:
-        found.append(f"repetition_penalty is {drawing.repetition_penalty}: give a number above 0")
+    if not 0 < drawing.repetition_penalty <= 100:
+        found.append(f"repetition_penalty is {drawing.repetition_penalty}: give a number above 0, at most 100")
+    strange = [(token, value) for token, value in drawing.logit_bias if not abs(value) <= 1000]
+    if strange:
+        found.append(f"the logit_bias of token {strange[0][0]} is {strange[0][1]}: give a number from -1000 to 1000")
     return found
 
 

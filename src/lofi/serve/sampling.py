@@ -21,6 +21,7 @@ from lofi.serve.request import Asked, Drawing, TokenLogprob
 
 _LIKELY = 256  # tokens that usually hold the mass of top_p; found without sorting the vocabulary
 _BELOW_ONE = 1 - 2**-40  # keeps u times the total below the total after rounding
+_COLD = 1e-6  # temperatures below choose as this one does, and would divide by zero
 _GONE = float("-inf")
 
 
@@ -129,7 +130,7 @@ class _Plan:
         self.counted_rows = self._ids(self.counted)
         self.counted_seats = self._ids([self._seats[i] for i in self.counted])
         drawn = [self.wishes[i] for i in self.drawn]
-        self.temperature = self._column([one.temperature for one in drawn])
+        self.temperature = self._column([max(one.temperature, _COLD) for one in drawn])
         self.top_p = self._column([one.top_p for one in drawn])
         self.top_k = self._ids([one.top_k for one in drawn])[:, None]
         self.any_top_k, self.any_top_p = any(one.top_k for one in drawn), any(one.top_p < 1 for one in drawn)
