@@ -160,6 +160,31 @@ def wait_until(condition, seconds=10.0):
         time.sleep(0.01)
 
 
+def test_a_forward_that_fails_is_a_500_or_an_error_event_and_the_next_request_is_answered(client, real_server, alone):
+    model = real_server[1].store.bank.model
+    given = {"model": "red", "messages": ASKED, "max_tokens": ROOM, "temperature": 0}
+
+    def fail(module, inputs):
+        hook.remove()
+        raise RuntimeError("out of luck")
+
+    hook = model.register_forward_pre_hook(fail)
+    with pytest.raises(openai.InternalServerError, match="failed in this step") as told:
+        client.chat.completions.create(**given)
+    assert told.value.code == "engine_error"
+    hook = model.register_forward_pre_hook(fail)
+    with pytest.raises(openai.APIError, match="failed in this step"):
+        list(client.chat.completions.create(stream=True, **given))
+    assert client.chat.completions.create(**given).choices[0].message.content == alone["red"].text
+
+
+def test_a_full_queue_is_the_clients_rate_limit_error_with_the_seconds_to_wait(client, real_server, monkeypatch):
+    monkeypatch.setattr(real_server[1].engine, "queue", -real_server[1].engine.rows)
+    with pytest.raises(openai.RateLimitError) as told:
+        client.chat.completions.create(model="red", messages=ASKED)
+    assert told.value.code == "queue_full" and int(told.value.response.headers["retry-after"]) >= 1
+
+
 # -- adapters in and out over HTTP -------------------------------------------------------------------------------------
 
 ADMIN = {"Authorization": "Bearer letmein"}

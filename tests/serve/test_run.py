@@ -19,9 +19,13 @@ import pytest
 pytest.importorskip("fastapi", reason='the server needs its extra: pip install "lofi[serve]"')
 
 import httpx
+import uvicorn
 
 from lofi.errors import AdapterFileError, ModelError, RequestError
-from lofi.serve.run import ServeOptions, check_context, open_door, open_service, url_of
+from lofi.serve.app import create_app
+from lofi.serve.limits import Settings
+from lofi.serve.request import Piece
+from lofi.serve.run import ServeOptions, Server, check_context, open_door, open_service, url_of
 from lofi.serve.service import drawing_of, eos_of
 
 SAY = {"model": "lofi-tiny", "messages": [{"role": "user", "content": "How many?"}], "ignore_eos": True}
@@ -132,6 +136,69 @@ def test_the_models_generation_config_decides_where_a_request_does_not():
         eos_of(SimpleNamespace(), tokenizer) == (7,)
         and eos_of(SimpleNamespace(), SimpleNamespace(eos_token_id=None)) == ()
     )
+
+
+@contextlib.contextmanager
+def living(service, seconds=5.0, **changes):
+    """Our own Server in a thread: (Server, URL)."""
+    door = open_door("127.0.0.1", 0)
+    config = uvicorn.Config(create_app(service, Settings(**changes)), log_config=None, lifespan="off", ws="none")
+    server = Server(config, service, seconds, lambda: None)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [door]}, daemon=True)
+    thread.start()
+    wait_until(lambda: server.started)
+    try:
+        yield server, f"http://127.0.0.1:{door.getsockname()[1]}"
+    finally:
+        server.should_exit = server.force_exit = True
+        thread.join(10)
+
+
+def silent(asked):
+    while True:
+        yield None
+
+
+def test_what_a_dead_engine_leaves_waiting_is_ended(scripted):
+    service = scripted(silent)
+    with living(service) as (_, url):
+        threading.Timer(0.3, lambda: setattr(service.engine, "alive", False)).start()
+        found = httpx.post(url + "/v1/chat/completions", json=SAY | {"model": "small"}, timeout=20)
+        assert found.status_code == 503 and "the engine stopped" in found.json()["error"]["message"]
+        assert httpx.get(url + "/health").status_code == 503
+
+
+def test_a_connection_that_never_finishes_a_request_is_closed(scripted, monkeypatch):
+    monkeypatch.setattr("lofi.serve.run.HEADER_SECONDS", 0.5)
+    service = scripted(lambda asked: iter([None] * 900 + [Piece(text="x", tokens=(5,), finish="stop")]))
+    with living(service) as (_, url):
+        address = ("127.0.0.1", int(url.rpartition(":")[2]))
+        with socket.create_connection(address, timeout=20) as slow:
+            slow.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n")
+            long = httpx.post(url + "/v1/chat/completions", json=SAY | {"model": "small"}, timeout=20)
+            assert slow.recv(100) == b""  # closed, without an answer
+        assert long.status_code == 200  # while one that waits for its answer is left alone
+
+
+def test_the_second_signal_does_not_wait(scripted):
+    service = scripted(silent)
+
+    def ask(url):
+        with contextlib.suppress(httpx.HTTPError):
+            httpx.post(url + "/v1/chat/completions", json=SAY | {"model": "small"})
+
+    with living(service, seconds=60) as (server, url):
+        asked = threading.Thread(target=ask, args=(url,))
+        asked.start()
+        wait_until(lambda: service.engine.stats().running == 1)
+        server.handle_exit(signal.SIGINT, None)
+        wait_until(lambda: httpx.get(url + "/ready").status_code == 503)
+        assert not server.should_exit
+        server.handle_exit(signal.SIGINT, None)
+        assert server.should_exit and server.force_exit
+        service.engine._live.clear()  # so that the thread that drains returns
+    asked.join(10)
+    assert not asked.is_alive()
 
 
 # -- the process -----------------------------------------------------------------------------------------------------
