@@ -32,6 +32,7 @@ from lofi.merge.report import FILE
 
 TARGETS = ("merged", "vllm", "gguf", "ollama")
 PARTS = ("model", "adapter")
+DTYPES = ("f16", "bf16", "q8_0", "f32")
 MADE_BY = "lofi_export.json"
 """Beside what was handed over: what it is and what it was made of; such a folder may be written anew."""
 _MODEL, _BASE, _ADAPTER = "model.gguf", "base.gguf", "adapter.gguf"
@@ -57,8 +58,9 @@ class Order:
     def __post_init__(self) -> None:
         if self.to not in TARGETS:
             raise RequestError(f"--to is {self.to}, expected one of {', '.join(TARGETS)}")
-        if self.only not in (None, *PARTS):
-            raise RequestError(f"--only is {self.only}, expected one of {', '.join(PARTS)}")
+        for flag, given, known in (("only", self.only, PARTS), ("dtype", self.dtype, DTYPES)):
+            if given is not None and given not in known:
+                raise RequestError(f"--{flag} is {given}, expected one of {', '.join(known)}")
         read_by = {"dtype": ("gguf", "ollama"), "only": ("gguf", "ollama"), "max_rank": ("vllm",)}
         for key, targets in (read_by | {"template": ("ollama",)}).items():
             if getattr(self, key) is not None and self.to not in targets:
