@@ -124,22 +124,20 @@ def test_english_forms_are_one_and_other():
     assert all(found == {"one", "other"} for found in forms)
 
 
-def used_keys() -> tuple[set[str], set[str]]:
-    """Keys that are written out in the page, and beginnings of those that a script completes."""
-    whole = set(re.findall(r'data-t(?:-label)?="([^"]+)"', HTML))
-    beginnings: set[str] = set()
+def test_every_word_that_is_used_exists():
+    said = set(re.findall(r'data-t(?:-label)?="([^"]+)"', HTML))
     for script in SCRIPTS.values():
-        whole |= set(re.findall(r'\bt\("([^"]+)"', script))
-        whole |= set(re.findall(r'"((?:admin|adapters)\.[\w.]+)"', script))  # handed to a function that says them
-        whole |= {key for pair in re.findall(r'\bt\(\w+ \? "([^"]+)" : "([^"]+)"', script) for key in pair}
-        beginnings |= set(re.findall(r"\bt\(`([\w.]+\.)\$\{", script))
-    return whole, beginnings
+        said |= set(re.findall(r'\bt\("([^"]+)"', script))
+    assert sorted(said - set(WORDS["en"])) == []
 
 
-def test_every_word_that_is_used_exists_and_every_word_is_used():
-    whole, beginnings = used_keys()
-    assert sorted(whole - set(WORDS["en"])) == []
-    assert sorted(key for key in set(WORDS["en"]) - whole if not key.startswith(tuple(beginnings))) == []
+def test_every_word_is_used():
+    everything = HTML + "".join(SCRIPTS.values())
+    beginnings = tuple(re.findall(r"`(\w+\.(?:\w+\.)*)\$\{", everything))  # a script completes these
+    whole = set(re.findall(r'"([\w.]+)"', everything))
+    whole |= {f"{key}.text" for key in whole}
+    assert {"count.", "finish.", "settings."} <= set(beginnings)
+    assert sorted(key for key in WORDS["en"] if key not in whole and not key.startswith(beginnings)) == []
 
 
 def test_the_markup_says_in_english_what_the_words_say():
@@ -172,4 +170,4 @@ def test_every_script_says_what_it_is_and_stays_short():
     for name, script in SCRIPTS.items():
         assert script.startswith("// "), name
         assert script.count("\n") <= 300, name
-        assert max(map(len, script.splitlines())) <= 220, name
+        assert max(map(len, script.splitlines())) <= 140, name

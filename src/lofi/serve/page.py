@@ -22,7 +22,7 @@ INDEX = "index.html"
 FILES = (  # every file of the folder; what is not named here is not served
     *(INDEX, "style.css", "views.css", "icon.svg", "en.json", "vi.json", "early.js", "app.js", "words.js", "dom.js"),
     *("api.js", "answer.js", "watch.js", "dialog.js", "text.js", "picker.js", "settings.js", "chat.js", "compare.js"),
-    *("composer.js", "outcome.js", "difference.js", "adapters.js", "live.js", "spark.js"),
+    *("composer.js", "outcome.js", "difference.js", "adapters.js", "loading.js", "table.js", "live.js", "spark.js"),
 )
 MEDIA = {
     ".html": "text/html; charset=utf-8",

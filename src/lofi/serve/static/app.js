@@ -86,10 +86,14 @@ function appearance() {
 /** The lamp in the header, and a banner where something needs to be known. */
 function showHealth({ status, error }) {
   const state = error ? (error.status === 401 ? "locked" : "lost") : status.draining ? "draining" : "ready";
-  if (status) get("model").textContent = status.model;
+  if (status) {
+    get("model").textContent = status.model;
+    document.title = `${status.model} · lofi`;
+  }
   get("health").dataset.state = state;
   bind(get("health-text"), "text", () => t(`health.${state}`));
-  const words = { locked: () => t("banner.locked"), lost: () => t("banner.lost", { reason: error.message }), draining: () => t("banner.draining") };
+  const lost = () => t("banner.lost", { reason: error.message });
+  const words = { lost, locked: () => t("banner.locked"), draining: () => t("banner.draining") };
   get("banner").hidden = state === "ready";
   if (state !== "ready") bind(get("banner-text"), "text", words[state]);
   get("banner-key").hidden = state !== "locked";

@@ -1,12 +1,12 @@
 // A conversation with the base or an adapter, one answer at a time; the answerer may change between turns.
 
 import { stream } from "./answer.js";
-import { composer, side } from "./composer.js";
+import { composer, nothingYet, side } from "./composer.js";
 import { announce, button, el } from "./dom.js";
 import { facts, nameplate } from "./outcome.js";
 import { pick } from "./picker.js";
-import { fit, messages, panel, settings } from "./settings.js";
-import { copyButton, painter, render } from "./text.js";
+import { fit, messages, settings } from "./settings.js";
+import { copyButton, following, painter, render } from "./text.js";
 import { onStatus, seen } from "./watch.js";
 import { onSwitch, t } from "./words.js";
 
@@ -14,16 +14,18 @@ const turns = [];
 let running = null;
 
 const log = el("ol", { class: "log", "aria-label": () => t("chat.log") });
-const empty = el("div", { class: "empty" }, el("h3", {}, () => t("chat.empty")), el("p", { class: "quiet" }, () => t("chat.empty.text")));
+const empty = nothingYet("chat.empty");
 const scroller = el("div", { class: "scroller", tabindex: "0", role: "region", "aria-label": () => t("chat.log") }, empty, log);
 const answerer = el("span", { class: "answerer" });
 const picker = pick({
   kind: "radio", name: "answerer", label: () => t("chat.answerer"), changed: showAnswerer,
   initial: (status) => [(status.adapters[0] ?? { name: status.model }).name],
 });
-const sideboard = side([el("h3", {}, () => t("chat.answerer")), picker.node, el("h3", {}, () => t("settings")), el("div", { class: "settings-place" })]);
+const sideboard = side("chat.answerer", picker.node);
 const clear = button("clear", () => t("chat.clear"), reset);
-const writer = composer({ id: "prompt", label: () => t("chat.prompt"), send, stop: () => running?.abort(), extra: [sideboard.opener, answerer, clear] });
+const writer = composer({
+  id: "prompt", label: () => t("chat.prompt"), send, stop: () => running?.abort(), extra: [sideboard.opener, answerer, clear],
+});
 
 export function chat(view) {
   view.append(el("h2", { class: "unseen" }, () => t("tab.chat")), el("div", { class: "talk" }, scroller, writer.node), sideboard.node);
@@ -31,7 +33,7 @@ export function chat(view) {
   onStatus(({ status }) => { if (status) { fit(status.context); picker.update(status); showAnswerer(); } });
   onSwitch(picker.redraw);
   clear.disabled = true;
-  return { shown() { sideboard.node.querySelector(".settings-place").append(panel); } };
+  return { shown: sideboard.shown };
 }
 
 function showAnswerer() {
@@ -53,7 +55,7 @@ function run(turn) {
   turns.push(turn);
   draw(turn);
   empty.hidden = true;
-  follow(true);
+  scroller.scrollTop = scroller.scrollHeight;
   answerTo(turn);
 }
 
@@ -63,7 +65,7 @@ const told = (turn) => turns.slice(0, turns.indexOf(turn)).filter((one) => one.t
 async function answerTo(turn) {
   running = new AbortController();
   busy(turn, true);
-  const paint = painter((text) => { const near = atEnd(); render(turn.body, text); follow(near); });
+  const paint = painter((text) => following(scroller, () => render(turn.body, text)));
   turn.answer = await stream({
     model: turn.who, messages: messages(told(turn), turn.ask), settings: turn.values, signal: running.signal, onText: paint.next,
   });
@@ -83,14 +85,14 @@ function busy(turn, now) {
 
 function finished(turn) {
   const { answer } = turn;
-  const near = atEnd();
-  turn.facts.replaceChildren(el("span", {}, () => facts(turn)));
-  turn.copy.hidden = !turn.text;
-  turn.foot.hidden = false;
-  if (answer.error !== null) turn.fault.textContent = answer.error;
-  turn.fault.hidden = answer.error === null;
+  following(scroller, () => {
+    turn.facts.replaceChildren(el("span", {}, () => facts(turn)));
+    turn.copy.hidden = !turn.text;
+    turn.foot.hidden = false;
+    turn.fault.textContent = answer.error ?? "";
+    turn.fault.hidden = answer.error === null;
+  });
   if (answer.error === null) announce(t("chat.done", { name: turn.who, n: answer.usage?.completion_tokens ?? 0 }));
-  follow(near);
 }
 
 function draw(turn) {
@@ -121,10 +123,4 @@ function reset() {
   empty.hidden = false;
   clear.disabled = true;
   writer.input.focus();
-}
-
-const atEnd = () => scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 80;
-
-function follow(near) {
-  if (near) scroller.scrollTop = scroller.scrollHeight;
 }

@@ -1,13 +1,13 @@
 // One prompt, several answerers: a column each, streaming at the same time; words that a chosen one does not have are marked.
 
 import { stream } from "./answer.js";
-import { composer, side } from "./composer.js";
+import { composer, nothingYet, side } from "./composer.js";
 import { difference } from "./difference.js";
 import { announce, el } from "./dom.js";
 import { facts, finish, nameplate } from "./outcome.js";
 import { pick } from "./picker.js";
-import { messages, panel, settings } from "./settings.js";
-import { copyButton, painter } from "./text.js";
+import { messages, settings } from "./settings.js";
+import { copyButton, following, painter } from "./text.js";
 import { onStatus, seen } from "./watch.js";
 import { onSwitch, percent, t } from "./words.js";
 
@@ -16,14 +16,14 @@ let running = null;
 
 const asked = el("p", { class: "asked prose", hidden: true });
 const board = el("div", { class: "columns", tabindex: "0", role: "region", "aria-label": () => t("compare.columns"), hidden: true });
-const empty = el("div", { class: "empty" }, el("h3", {}, () => t("compare.empty")), el("p", { class: "quiet" }, () => t("compare.empty.text")));
-const fault = el("p", { class: "fault", role: "alert", hidden: true });
+const empty = nothingYet("compare.empty");
+const fault = el("p", { class: "fault", role: "alert", hidden: true }, () => t("compare.none"));
 const marking = el("select", { id: "reference", on: { change: mark } }, el("option", { value: "" }, () => t("compare.mark.none")));
 const picker = pick({
   kind: "checkbox", name: "compared", label: () => t("compare.who"), changed: () => { fault.hidden = true; },
   initial: (status) => [status.model, ...status.adapters.slice(0, 3).map((item) => item.name)],
 });
-const sideboard = side([el("h3", {}, () => t("compare.who")), picker.node, el("h3", {}, () => t("settings")), el("div", { class: "settings-place" })]);
+const sideboard = side("compare.who", picker.node);
 const writer = composer({
   id: "compare-prompt", label: () => t("compare.prompt"), send, stop: () => running?.abort(),
   extra: [sideboard.opener, el("label", { class: "check marking" }, () => t("compare.mark"), marking)],
@@ -37,7 +37,7 @@ export function compare(view) {
   view.addEventListener("keydown", (event) => { if (event.key === "Escape") running?.abort(); });
   onStatus(({ status }) => { if (status) picker.update(status); });
   onSwitch(picker.redraw);
-  return { shown() { sideboard.node.querySelector(".settings-place").append(panel); } };
+  return { shown: sideboard.shown };
 }
 
 function send(ask) {
@@ -45,7 +45,7 @@ function send(ask) {
   if (running || !seen.status || values === null) return false;
   const names = picker.chosen();
   fault.hidden = names.length > 0;
-  if (!names.length) { fault.textContent = t("compare.none"); return false; }
+  if (!names.length) return false;
   start(ask, names, values);
   return true;
 }
@@ -90,7 +90,7 @@ function state(one, say) {
 
 async function answerTo(one, request) {
   let started = false;
-  const paint = painter((text) => { one.body.textContent = text; });
+  const paint = painter((text) => following(one.body, () => { one.body.textContent = text; }));
   const onText = (text) => {
     if (!started) { started = true; state(one, () => t("compare.streaming")); }
     paint.next(text);

@@ -1,13 +1,16 @@
-// Where a prompt is written: grows with it, Enter sends, Shift+Enter breaks the line; the button stops what runs.
+// What chat and side by side share: where a prompt is written (it grows; Enter sends, Shift+Enter breaks the line; the
+// button stops what runs), and the column of choices beside it.
 
 import { button, el } from "./dom.js";
+import { panel } from "./settings.js";
 import { t } from "./words.js";
 
 export function composer({ id, label, send, stop, extra = [] }) {
   const input = el("textarea", { id, rows: "1", placeholder: label, "aria-label": label, autocomplete: "off" });
   const go = button("send", () => t("send"), submit, { kind: "primary send" });
   const halt = button("stop", () => t("stop"), stop, { kind: "primary halt" });
-  const tools = el("div", { class: "composer-tools" }, ...extra, el("span", { class: "hint quiet small" }, () => t("composer.hint")), go, halt);
+  const hint = el("span", { class: "hint quiet small" }, () => t("composer.hint"));
+  const tools = el("div", { class: "composer-tools" }, ...extra, hint, go, halt);
   const node = el("div", { class: "composer" }, input, tools);
   halt.hidden = true;
 
@@ -41,10 +44,16 @@ export function composer({ id, label, send, stop, extra = [] }) {
   };
 }
 
-/** The column beside a view: on a narrow screen it lies over the view, behind a button. */
-export function side(children) {
+/** What stands where nothing has been asked yet. */
+export const nothingYet = (key) =>
+  el("div", { class: "empty" }, el("h3", {}, () => t(key)), el("p", { class: "quiet" }, () => t(`${key}.text`)));
+
+/** The column beside a view, who answers and the settings: on a narrow screen it lies over the view, behind a button. */
+export function side(key, chooser) {
+  const place = el("div");
+  const parts = [el("h3", {}, () => t(key)), chooser, el("h3", {}, () => t("settings")), place];
   const close = button("close", () => t("close"), () => toggle(false), { kind: "side-close" });
-  const node = el("aside", { class: "side", "aria-label": () => t("side") }, close, ...children);
+  const node = el("aside", { class: "side", "aria-label": () => t("side") }, close, ...parts);
   const opener = button("settings", () => t("side"), () => toggle(!node.classList.contains("open")), { kind: "side-open" });
   opener.setAttribute("aria-expanded", "false");
   function toggle(open) {
@@ -55,5 +64,5 @@ export function side(children) {
   node.addEventListener("keydown", (event) => {
     if (event.key === "Escape" && node.classList.contains("open")) { event.stopPropagation(); toggle(false); }
   });
-  return { node, opener };
+  return { node, opener, shown: () => place.append(panel) };
 }

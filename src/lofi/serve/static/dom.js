@@ -44,12 +44,15 @@ const PATHS = {
   close: "m6 6 12 12M18 6 6 18",
   clear: "M5 7h14M10 7V4.5h4V7M7 7l1 12.5h8L17 7",
   auto: ["M12 4a8 8 0 1 0 0 16 8 8 0 1 0 0-16", "M12 4a8 8 0 0 1 0 16z"],
-  light: "M12 8a4 4 0 1 0 0 8 4 4 0 1 0 0-8M12 2.5v2M12 19.5v2M2.5 12h2M19.5 12h2M5.3 5.3l1.4 1.4M17.3 17.3l1.4 1.4M5.3 18.7l1.4-1.4M17.3 6.7l1.4-1.4",
+  light: ["M12 8a4 4 0 1 0 0 8 4 4 0 1 0 0-8", "M12 2.5v2M12 19.5v2M2.5 12h2M19.5 12h2",
+    "M5.3 5.3l1.4 1.4M17.3 17.3l1.4 1.4M5.3 18.7l1.4-1.4M17.3 6.7l1.4-1.4"],
   dark: "M19.5 14.5A8 8 0 0 1 9.5 4.5a8 8 0 1 0 10 10",
 };
 
-export const icon = (name) =>
-  svg("svg", { viewBox: "0 0 24 24", class: `icon icon-${name}`, "aria-hidden": "true" }, ...[PATHS[name]].flat().map((d) => svg("path", { d })));
+export function icon(name) {
+  const paths = [PATHS[name]].flat().map((d) => svg("path", { d }));
+  return svg("svg", { viewBox: "0 0 24 24", class: `icon icon-${name}`, "aria-hidden": "true" }, ...paths);
+}
 
 /** A button with an icon; its words are shown beside it, or only spoken and shown on hover where `quiet`. */
 export function button(name, say, click, { quiet = true, kind = "" } = {}) {

@@ -9,10 +9,11 @@ import { figure, knows, milliseconds, t } from "./words.js";
 export function nameplate(name, tag = "span") {
   const { model, adapters } = seen.status;
   const item = adapters.find((one) => one.name === name);
+  const about = name === model ? () => t("pick.base") : item && (() => rank(item));
   return el(
     tag, { class: `nameplate ${hue(name, model)}` },
     el("span", { class: "dot", "aria-hidden": "true" }), el("span", { class: "mono" }, name),
-    name === model ? el("span", { class: "quiet small" }, () => t("pick.base")) : item && el("span", { class: "quiet small" }, () => rank(item)),
+    about && el("span", { class: "quiet small" }, about),
   );
 }
 

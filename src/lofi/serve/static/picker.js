@@ -19,7 +19,8 @@ export function pick({ kind, name, label, initial, changed }) {
   const chosen = new Set();
   const rows = new Map();
   const list = el("div", { class: "pick-list", role: kind === "radio" ? "radiogroup" : "group", "aria-label": label });
-  const filter = el("input", { type: "search", class: "pick-filter", "aria-label": () => t("pick.filter"), placeholder: () => t("pick.filter") });
+  const words = () => t("pick.filter");
+  const filter = el("input", { type: "search", class: "pick-filter", "aria-label": words, placeholder: words });
   const more = el("p", { class: "quiet small", hidden: true });
   const node = el("div", { class: "pick" }, filter, list, more);
   let known = [];
@@ -29,18 +30,19 @@ export function pick({ kind, name, label, initial, changed }) {
     const input = el("input", { type: kind, name, value: item.name });
     const meta = el("span", { class: "pick-meta quiet" });
     const dot = el("span", { class: `dot ${hue(item.name, model)}`, "aria-hidden": "true" });
-    const made = { input, meta, node: el("label", { class: "pick-row" }, input, dot, el("span", { class: "pick-name mono" }, item.name), meta) };
+    const label = el("label", { class: "pick-row" }, input, dot, el("span", { class: "pick-name mono" }, item.name), meta);
     input.addEventListener("change", () => {
       if (kind === "radio") chosen.clear();
       if (input.checked) chosen.add(item.name); else chosen.delete(item.name);
       changed?.();
     });
-    return made;
+    return { input, meta, node: label };
   }
 
   function draw() {
     const wanted = filter.value.trim().toLowerCase();
-    const gone = [...chosen].filter((one) => !known.some((item) => item.name === one)).map((one) => ({ name: one, gone: true }));
+    const lost = [...chosen].filter((one) => !known.some((item) => item.name === one));
+    const gone = lost.map((one) => ({ name: one, gone: true }));
     const fitting = [...known, ...gone].filter((item) => item.name.toLowerCase().includes(wanted));
     const shown = fitting.slice(0, MOST);
     filter.hidden = known.length <= LONG;
@@ -62,7 +64,6 @@ export function pick({ kind, name, label, initial, changed }) {
     node,
     /** The chosen names, in the list's order. */
     chosen: () => [...known.map((item) => item.name), ...chosen].filter((one, i, all) => chosen.has(one) && all.indexOf(one) === i),
-    choose(names) { chosen.clear(); names.forEach((one) => chosen.add(one)); draw(); },
     update(status) {
       const first = model === null;
       model = status.model;

@@ -11,7 +11,8 @@ export function spark({ lines, say, top }) {
   const grid = svg("path", { class: "spark-grid", d: `M0 4H${WIDTH}M0 ${HEIGHT / 2 + 1}H${WIDTH}` });
   const area = svg("path", { class: "spark-area" });
   const paths = lines.map((name) => svg("path", { class: `spark-line ${name}` }));
-  const drawing = svg("svg", { class: "spark", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img" }, grid, area, ...paths);
+  const box = { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none" };
+  const drawing = svg("svg", { class: "spark", role: "img", ...box }, grid, area, ...paths);
   const highest = el("span", { class: "spark-top quiet", "aria-hidden": "true" });
   return {
     node: el("div", { class: "spark-frame" }, drawing, highest),
@@ -20,8 +21,9 @@ export function spark({ lines, say, top }) {
       const place = (time, value) => [
         ((WIDTH * (time - now + WINDOW)) / WINDOW).toFixed(1), (HEIGHT - 2 - ((HEIGHT - 6) * value) / (most || 1)).toFixed(1),
       ];
-      paths.forEach((path, i) => path.setAttribute("d", line(points.filter((point) => point[i + 1] !== null).map((point) => place(point[0], point[i + 1])))));
-      area.setAttribute("d", filled(points.filter((point) => point[1] !== null).map((point) => place(point[0], point[1]))));
+      const places = (i) => points.filter((point) => point[i] !== null).map((point) => place(point[0], point[i]));
+      paths.forEach((path, i) => path.setAttribute("d", line(places(i + 1))));
+      area.setAttribute("d", filled(places(1)));
       drawing.setAttribute("aria-label", say());
       highest.textContent = top(most);
     },

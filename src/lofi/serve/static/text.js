@@ -65,6 +65,13 @@ async function copy(text) {
   before?.focus();
 }
 
+/** Changes what is in a scroller and keeps its end in view where it was in view. */
+export function following(scroller, change) {
+  const near = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 80;
+  change();
+  if (near) scroller.scrollTop = scroller.scrollHeight;
+}
+
 /** Calls `paint` with the newest text once a frame at most; `last` is painted at once. */
 export function painter(paint) {
   let frame = null;
