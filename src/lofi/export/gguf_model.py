@@ -81,7 +81,7 @@ def write_model_gguf(
         read = gguf_file.read(aside)
         gguf_proof.prove_values(read, values, str(output))
         rounding = gguf_proof.prove_tensors(read, plan, reader.source, opened.numbers.heads, str(output))
-        prove_tokenizer(read, _tokenizer(opened.folder), words.kind, str(output))
+        prove_tokenizer(read, _tokenizer(opened.folder), words, str(output))
         agreement = _agreement(opened, read)
         size = aside.stat().st_size
     kept = tuple(p.name for p in plan if dtype == "q8_0" and p.dtype == "f16")

@@ -48,6 +48,8 @@ class Vocabulary:
     notes: tuple[str, ...] = ()
     strips: bool = False
     """Whether special tokens take away the spaces behind them as llama.cpp does it for models whose name is Phi-3."""
+    leading: bool = True
+    """Whether texts that begin with a space give the same ids, too."""
 
     def name(self, name: str) -> str:
         """A general.name by which llama.cpp treats the spaces behind special tokens as this tokenizer does."""
@@ -63,6 +65,7 @@ class _Parts:
 
     values: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    leading: bool = True
 
 
 def vocabulary_of(tokenizer: Any, rows: int, ends: Sequence[int], where: str) -> Vocabulary:
@@ -93,7 +96,7 @@ def vocabulary_of(tokenizer: Any, rows: int, ends: Sequence[int], where: str) ->
     loose = [t["content"] for t in state["added_tokens"] if t["lstrip"] or t["rstrip"] or t["single_word"]]
     if loose and not strips:
         parts.notes.append(f"llama.cpp keeps the spaces around {', '.join(loose[:3])}, this tokenizer takes them away")
-    return Vocabulary(parts.values, kind, tuple(parts.notes), strips)
+    return Vocabulary(parts.values, kind, tuple(parts.notes), strips, parts.leading)
 
 
 def _strips(added: Sequence[Mapping[str, Any]]) -> bool:
@@ -155,6 +158,9 @@ def _fallback(state: Mapping[str, Any], parts: _Parts, where: str) -> None:
         prefix = len(shape) == 2
     elif not shape and split and split["type"] == "Metaspace" and split["replacement"] == "▁" and not split["split"]:
         prefix = split["prepend_scheme"] != "never"
+        if prefix:
+            parts.notes.append("of a text that begins with a space llama.cpp makes one space more than this tokenizer")
+            parts.leading = False
         if split["prepend_scheme"] == "first":
             parts.notes.append("llama.cpp puts a space after every special token, this tokenizer only at the beginning")
     else:
@@ -229,7 +235,8 @@ def _special(tokenizer: Any, tokens: Sequence[str], ends: Sequence[int], parts: 
     """Special ids, and whether they are put around a text."""
     names = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
     ids = {name: getattr(tokenizer, f"{name}_token_id", None) for name in names}
-    stops = list(dict.fromkeys([*([ids["eos"]] if ids["eos"] in ends or not ends else []), *ends]))
+    own = ids["eos"] is not None and (ids["eos"] in ends or not ends)
+    stops = list(dict.fromkeys([*([ids["eos"]] if own else []), *ends]))
     if not stops:
         raise _refused(where, "it has no end token, and llama.cpp would take token 11 for one")
     ids["eos"] = stops[0]

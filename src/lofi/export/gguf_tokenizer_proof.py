@@ -12,8 +12,8 @@ from typing import Any
 
 from lofi.errors import ProofError
 from lofi.export.gguf_file import Read
+from lofi.export.gguf_tokenizer import CONTROL, USER_DEFINED, Vocabulary
 
-CONTROL, USER_DEFINED = 3, 4
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _CASELESS = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+"
 _TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -43,13 +43,17 @@ TEXTS = (
 )
 
 
-def prove_tokenizer(read: Read, tokenizer: Any, kind: str, where: str) -> None:
-    """Raise ProofError naming the first text that the file's tokenizer splits differently from `tokenizer`."""
-    encode = _fallback(read.values) if kind == "llama" else _byte_level(read.values)
+def prove_tokenizer(read: Read, tokenizer: Any, words: Vocabulary, where: str) -> None:
+    """Raise ProofError naming the first text that the file's tokenizer splits differently from `tokenizer`.
+
+    Texts that begin with a space are left out where `words` (what was written) says that they differ.
+    """
+    encode = _fallback(read.values) if words.kind == "llama" else _byte_level(read.values)
     values = read.values
     before = [values["tokenizer.ggml.bos_token_id"]] if values["tokenizer.ggml.add_bos_token"] else []
     after = [values["tokenizer.ggml.eos_token_id"]] if values["tokenizer.ggml.add_eos_token"] else []
-    for text in (*TEXTS, *_marked(values, kind)):
+    texts = [text for text in TEXTS if words.leading or not text.startswith(" ")]
+    for text in (*texts, *_marked(values, words.kind)):
         theirs = list(tokenizer(text)["input_ids"])
         ours = [*before, *encode(text), *after]
         if ours != theirs:
