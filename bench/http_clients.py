@@ -28,6 +28,14 @@ class Reply:
         return json.loads(self.body)
 
 
+class Refusal(RuntimeError):
+    """An answer that is not 200."""
+
+    def __init__(self, reply: Reply) -> None:
+        super().__init__(f"status {reply.status}: {reply.body[:300]!r}")
+        self.reply = reply
+
+
 class Connection:
     """One connection that is used again and again, opened anew where the server closed it."""
 
@@ -60,12 +68,11 @@ class Connection:
     async def events(self, path: str, body: Any) -> AsyncIterator[tuple[float, dict[str, Any]]]:
         """Each event of a streamed answer as (when it came, its object), [DONE] left out.
 
-        Raises  RuntimeError where the server answers anything but 200
+        Raises  Refusal where the server answers anything but 200
         """
         status, headers = await self._send(path, body)
         if status != 200:
-            rest = b"".join([part async for part in self._body(headers)])
-            raise RuntimeError(f"{path} answered {status}: {rest[:300]!r}")
+            raise Refusal(Reply(status, headers, b"".join([part async for part in self._body(headers)])))
         left = b""
         async for part in self._body(headers):
             now = time.perf_counter()

@@ -95,10 +95,9 @@ def adapters(folder: Path, trained: int = TRAINED, steps: int = STEPS) -> dict[s
 @contextmanager
 def both(folders: Mapping[str, Path], dtype: str) -> Iterator[tuple[Any, Any]]:
     """(a running engine, the plain model with the same adapters, none active) in one dtype."""
-    from lofi.serve.engine import Engine
-
     from lofi.adapters.switch import set_adapter
     from lofi.files.adapter_folder import load_adapter
+    from lofi.serve.engine import Engine
 
     plain, _ = open_model(shipped(), dtype)
     for name, folder in folders.items():
@@ -166,8 +165,9 @@ def alone(plain: Any, asked: Any) -> list[int]:
     from transformers import GenerationConfig
 
     ids = torch.tensor([asked.prompt])  # (1, T)
+    never = [plain.config.vocab_size]  # None would stand for the model's own
     chosen = GenerationConfig(
-        do_sample=False, max_new_tokens=asked.max_tokens, pad_token_id=0, eos_token_id=list(asked.stop_ids) or None
+        do_sample=False, max_new_tokens=asked.max_tokens, pad_token_id=0, eos_token_id=list(asked.stop_ids) or never
     )
     with speaker(plain, asked.adapter), torch.inference_mode():
         made = plain.generate(ids, attention_mask=torch.ones_like(ids), generation_config=chosen)

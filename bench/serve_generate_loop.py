@@ -37,7 +37,7 @@ def _line(model: str, rounds: int) -> dict[str, Any]:
         peft = peft_model(folder, adapters)
         with engine(folder, adapters) as running:
             sides: dict[str, Callable[[], object]] = {
-                "engine": lambda: tokens_of(ask_all(running, asked, clients=CLIENTS)),
+                "engine": _engine(running, asked),
                 **{f"loop, {count} threads": _loop(peft, in_order, count) for count in _threads()},
                 "loop as they came": _loop(peft, asked, max(_threads())),
             }
@@ -76,6 +76,10 @@ def engine(folder: Path, adapters: dict[str, Path]) -> Iterator[Any]:
         yield made
     finally:
         made.stop()
+
+
+def _engine(running: Any, requests: list[Any]) -> Callable[[], object]:
+    return lambda: tokens_of(ask_all(running, requests, clients=CLIENTS))
 
 
 def _loop(model: Any, requests: list[Any], threads: int) -> Callable[[], object]:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.claim import line
-from bench.http_clients import Connection, Reply
+from bench.http_clients import Connection, Refusal
 from bench.serve_equal import alone
 from bench.served import config, open_model, questions, shipped, write_adapters
 from bench.server import TOKEN, Server, serving
@@ -204,7 +204,7 @@ class Load:
             "temperature": 0, "return_token_ids": True, "ignore_eos": True,
         }  # fmt: skip
         started = time.perf_counter()
-        ids = await (self._stream if number % 4 == 0 else self._whole)(connection, body, started)
+        ids = await self._answer(connection, body, stream=number % 4 == 0)
         ended = time.perf_counter()
         self.counted.seconds.append(ended - started)
         self.judge(number, name, prompt, ids, (started, ended))
@@ -223,34 +223,38 @@ class Load:
             spoke = next((who for (who, p), known in self.expected.items() if p == prompt and known == ids), "nobody")
             self.counted.fault("wrong", f"request {number} for {name} was answered as by {spoke}")
 
-    async def _whole(self, connection: Connection, body: dict[str, Any], started: float) -> Ids | None:
-        del started
+    async def _answer(self, connection: Connection, body: dict[str, Any], *, stream: bool) -> Ids | None:
+        """The ids, or None where the adapter is not there; waits and asks again where the server says so."""
         while True:
-            reply: Reply = await connection.ask("/v1/completions", body)
-            if reply.status == 429:
-                await asyncio.sleep(float(reply.headers.get("retry-after", 1)))
-                continue
-            if reply.status == 404:
-                return None
-            if reply.status != 200:
-                raise RuntimeError(f"status {reply.status}: {reply.body[:200]!r}")
-            return tuple(reply.json()["choices"][0]["token_ids"])
+            try:
+                return await (self._streamed if stream else self._whole)(connection, body)
+            except Refusal as refusal:
+                if refusal.reply.status == 404:
+                    return None
+                if refusal.reply.status != 429:
+                    raise
+                await asyncio.sleep(float(refusal.reply.headers.get("retry-after", 1)))
 
-    async def _stream(self, connection: Connection, body: dict[str, Any], started: float) -> Ids | None:
+    async def _whole(self, connection: Connection, body: dict[str, Any]) -> Ids:
+        reply = await connection.ask("/v1/completions", body)
+        if reply.status != 200:
+            raise Refusal(reply)
+        return tuple(reply.json()["choices"][0]["token_ids"])
+
+    async def _streamed(self, connection: Connection, body: dict[str, Any]) -> Ids | None:
         ids: list[int] = []
-        try:
-            async for at, event in connection.events("/v1/completions", body | {"stream": True}):
-                if "error" in event:
-                    raise RuntimeError(str(event["error"]))
-                for choice in event["choices"]:
-                    if choice.get("token_ids") and not ids:
-                        self.counted.first.append(at - started)
-                    ids += choice.get("token_ids") or []
-        except RuntimeError as error:
-            if "answered 404" in str(error):
-                return None
-            raise
-        return tuple(ids)
+        gone, fault, started = False, "", time.perf_counter()
+        async for at, event in connection.events("/v1/completions", body | {"stream": True}):
+            if "error" in event:
+                gone = event["error"].get("code") == "model_not_found"  # unloaded while it waited for its turn
+                fault = str(event["error"])
+            made = [token for choice in event.get("choices", ()) for token in choice.get("token_ids") or ()]
+            if made and not ids:
+                self.counted.first.append(at - started)
+            ids += made
+        if fault and not gone:
+            raise RuntimeError(fault)
+        return None if gone else tuple(ids)
 
     async def _change(self) -> None:
         """Unload and load in turn; while a change is under way the name may mean either."""

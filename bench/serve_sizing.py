@@ -17,7 +17,7 @@ from typing import Any
 from bench.claim import line
 from bench.http_clients import Connection
 from bench.serve_load import quantiles
-from bench.serve_throughput import NEW, served, wanted
+from bench.serve_throughput import completion, served, wanted
 from bench.served import open_model, store_of
 from bench.server import serving
 
@@ -63,12 +63,9 @@ def _line(model: str, clients: int, seen: Seen, took: float) -> dict[str, Any]:
 
 async def measure(port: int, adapters: list[str], clients: int, seconds: float) -> tuple[Seen, float]:
     """Ask for so many seconds after as long a warm-up as a fifth of it; only what falls in between counts."""
-    asked = wanted(adapters, 64)
-    bodies = itertools.cycle(
-        {"model": one.adapter, "prompt": list(one.prompt), "max_tokens": NEW, "temperature": 0, "stream": True,
-         "ignore_eos": True, "return_token_ids": True}
-        for one in asked
-    )  # fmt: skip
+    batches = (wanted(adapters, 64, seed=seed) for seed in itertools.count(64 * clients))
+    asked = itertools.chain.from_iterable(batches)
+    bodies = (completion(one, "", stream=True, return_token_ids=True) for one in asked)
     seen, begin = Seen(), time.perf_counter() + seconds / 5
     end = begin + seconds
     async with asyncio.TaskGroup() as group:

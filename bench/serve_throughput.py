@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -68,30 +69,33 @@ def engines(folder: Path, adapters: dict[str, Path], requests: int) -> Iterator[
         "base": Engine(*plain, rows=ROWS),
         "8 adapters": Engine(*full, store_of(*full, adapters), rows=ROWS),
     }
-    asked = {side: wanted(adapters if side != "base" else (), requests) for side in made}
+    who = {"base": (), "8 adapters": tuple(adapters)}
     for engine in made.values():
         engine.start()
     try:
-        yield {side: _asking(engine, asked[side]) for side, engine in made.items()}
+        yield {side: _asking(engine, who[side], requests) for side, engine in made.items()}
     finally:
         for engine in made.values():
             engine.stop()
 
 
-def wanted(adapters: Sequence[str] | dict[str, Path], count: int) -> list[Any]:
+def wanted(adapters: Sequence[str] | dict[str, Path], count: int, *, seed: int = 0) -> list[Any]:
     """Requests with random prompts, the adapters in turn; of the base where there are none."""
     from lofi.serve.request import Asked
 
-    prompts = random_prompts(count, PROMPT, VOCABULARY)
+    prompts = random_prompts(count, PROMPT, VOCABULARY, seed=seed)
     who = in_turn(list(adapters) or [None], count)
     return [Asked(prompt=p, adapter=name, max_tokens=NEW) for p, name in zip(prompts, who, strict=True)]
 
 
-def _asking(engine: Any, requests: list[Any]) -> Callable[[], object]:
+def _asking(engine: Any, adapters: Sequence[str], requests: int) -> Callable[[], object]:
+    """Each call asks other prompts, so that no keys and values of the call before can be used again."""
+    turn = itertools.count()
+
     def call() -> None:
-        made = tokens_of(ask_all(engine, requests, clients=CLIENTS))
-        if made != len(requests) * NEW:
-            raise RuntimeError(f"{made} tokens came, expected {len(requests) * NEW}")
+        made = tokens_of(ask_all(engine, wanted(adapters, requests, seed=next(turn)), clients=CLIENTS))
+        if made != requests * NEW:
+            raise RuntimeError(f"{made} tokens came, expected {requests * NEW}")
 
     return call
 
@@ -108,26 +112,28 @@ def servers(folder: Path, adapters: dict[str, Path], requests: int) -> Iterator[
                 side.close()
 
 
+def completion(asked: Any, base: str, **more: Any) -> dict[str, Any]:
+    """The request's body over HTTP."""
+    body = {"model": asked.adapter or base, "prompt": list(asked.prompt), "max_tokens": asked.max_tokens}
+    return body | {"temperature": 0, "ignore_eos": True} | more
+
+
 class _Http:
     """Sixteen connections that stay open; a call asks every request and waits for all answers."""
 
     def __init__(
         self, loop: asyncio.Runner, port: int, adapters: Sequence[str] | dict[str, Path], requests: int
     ) -> None:
-        self.loop = loop
+        self.loop, self.adapters, self.requests, self.turn = loop, tuple(adapters), requests, itertools.count()
         self.connections = [Connection(port) for _ in range(CLIENTS)]
-        base = loop.run(self.connections[0].ask("/v1/models")).json()["data"][0]["id"]
-        self.bodies = [
-            {"model": asked.adapter or base, "prompt": list(asked.prompt), "max_tokens": NEW, "temperature": 0,
-             "ignore_eos": True}
-            for asked in wanted(adapters, requests)
-        ]  # fmt: skip
+        self.base = loop.run(self.connections[0].ask("/v1/models")).json()["data"][0]["id"]
 
     def __call__(self) -> None:
         self.loop.run(self._all())
 
     async def _all(self) -> None:
-        waiting = iter(self.bodies)
+        asked = wanted(self.adapters, self.requests, seed=next(self.turn))
+        waiting = iter([completion(one, self.base) for one in asked])
         await asyncio.gather(*(self._client(connection, waiting) for connection in self.connections))
 
     async def _client(self, connection: Connection, waiting: Iterator[dict[str, Any]]) -> None:
