@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,9 +13,10 @@ pytest.importorskip("fastapi", reason='the server needs its extra: pip install "
 
 import httpx
 
+from lofi.data.format import TextFormat
 from lofi.serve.app import create_app
 from lofi.serve.limits import Settings
-from lofi.serve.request import Piece, TokenLogprob
+from lofi.serve.request import Piece, TokenLogprob, UnknownAdapter
 
 HELLO = {"model": "small", "messages": [{"role": "user", "content": "Say hello"}]}
 TEXT = {"model": "small", "prompt": "Once"}
@@ -371,6 +374,74 @@ def test_a_request_leaves_one_line_without_its_words(scripted, caplog):
 def test_models_lists_the_base(scripted):
     (base,) = ask(scripted(says("x")), "GET", "/v1/models").json()["data"]
     assert base["id"] == "small" and base["parent"] is None and base["max_model_len"] == 160
+
+
+def test_routes_in_the_log_and_the_metrics_are_few_whatever_is_asked(scripted):
+    service = scripted(says("x"))
+    for path in ("/v1/models/a", "/v1/models/b/c", "/x", "/y/../z", "/health"):
+        ask(service, "GET", path)
+    assert {route for route, _ in service.meters.responses} == {"/v1/models/{name}", "unknown", "/health"}
+
+
+class Rack:
+    """A store with one adapter that was trained in a format of its own."""
+
+    def __init__(self, text_format):
+        facts = {"name": "law", "rank": 3, "bytes": 5, "state": "device", "modules": ("q_proj",), "loaded_at": 1.0}
+        self.one = SimpleNamespace(**facts, text_format=text_format, key="ab" * 32, folder=Path("runs/law"))
+
+    def held(self):
+        return [self.one]
+
+    def get(self, name):
+        if name != "law":
+            raise UnknownAdapter(name)
+        return self.one
+
+
+@pytest.fixture
+def plain(served_tokenizer):
+    """The format of an adapter that was trained without the chat template."""
+    rule = TextFormat.for_tokenizer(served_tokenizer).to_dict()
+    return TextFormat.from_dict(
+        {"kind": "plain", "separator": " =>", "template": None} | {"head": rule["head"]}, served_tokenizer
+    )
+
+
+def test_an_adapter_is_spoken_to_in_the_format_it_was_trained_with_and_completions_are_raw(
+    scripted, plain, served_tokenizer
+):
+    service = scripted(says("x"), store=Rack(plain))
+    found = chat(service, model="law").json()
+    assert found["system_fingerprint"] == "lofi-" + ("ab" * 32)[:16] and found["model"] == "law"
+    chat(service, model="law", messages=[{"role": "system", "content": "s"}, {"role": "user", "content": "u"}])
+    text(service, model="law")
+    one, several, raw = service.engine.asked
+    assert [asked.adapter for asked in service.engine.asked] == ["law"] * 3
+    assert list(one.prompt) == plain.encode_prompt("Say hello") != service.text_format.encode_prompt("Say hello")
+    assert one.stop_ids == tuple(plain.stop_ids) and raw.stop_ids == (1,)
+    assert served_tokenizer.decode(several.prompt) == "System:\ns =>User:\nu =>Assistant:\n"
+    assert list(raw.prompt) == served_tokenizer("Once")["input_ids"]
+
+
+def test_adapters_stand_behind_the_base_in_the_list_of_models_and_in_the_status(scripted, plain):
+    service = scripted(says("x"), store=Rack(plain))
+    chat(service, model="law")
+    base, law = ask(service, "GET", "/v1/models").json()["data"]
+    assert (base["id"], law["id"], law["parent"], law["root"]) == ("small", "law", "small", "law")
+    (row,) = ask(service, "GET", "/v1/lofi/status").json()["adapters"]
+    assert (row["requests"], row["tokens"], row["share"]) == (1, 1, 1.0) and row["modules"] == ["q_proj"]
+    assert "did you mean 'law'" in sentence(chat(service, model="laws"))
+
+
+def test_a_template_that_refuses_the_roles_is_a_400(scripted, served_tokenizer):
+    template = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    template += "<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}"
+    rule = {"kind": "chat", "separator": "\n", "template": template}
+    service = scripted(says("x"), text_format=TextFormat.from_dict(rule, served_tokenizer))
+    assert chat(service).status_code == 200
+    response = chat(service, messages=[{"role": "system", "content": "s"}, {"role": "user", "content": "u"}])
+    assert response.status_code == 400 and "refuses the roles system, user" in sentence(response)
 
 
 def test_health_and_ready_say_what_the_engine_does(scripted):

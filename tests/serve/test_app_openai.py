@@ -46,6 +46,9 @@ def test_the_models_are_the_base_and_its_adapters(client):
     found = {model.id: model for model in client.models.list()}
     assert set(found) == {"small", "red", "blue"}
     assert found["red"].parent == "small" and found["small"].parent is None
+    assert client.models.retrieve("red") == found["red"]
+    with pytest.raises(openai.NotFoundError, match="did you mean 'blue'"):
+        client.models.retrieve("blu")
 
 
 @pytest.mark.parametrize("name", ["small", "red", "blue"])

@@ -95,6 +95,7 @@ class Routes:
             ("POST", "/v1/chat/completions", self.chat, ChatBody),
             ("POST", "/v1/completions", self.text, CompletionBody),
             ("GET", "/v1/models", self.models, None),
+            ("GET", "/v1/models/{name:path}", self.model, None),
             ("POST", "/v1/load_lora_adapter", self.load, LoadBody),
             ("POST", "/v1/unload_lora_adapter", self.unload, UnloadBody),
             ("GET", "/v1/lofi/status", self.status, None),
@@ -141,13 +142,21 @@ class Routes:
 
     async def models(self) -> Response:
         """The base first, then the adapters, as vLLM lists them."""
+        return JSONResponse({"object": "list", "data": self._models()})
+
+    async def model(self, name: str) -> Response:
+        """One of them."""
+        self.service.speaker(name)
+        return JSONResponse(next(row for row in self._models() if row["id"] == name))
+
+    def _models(self) -> list[dict[str, Any]]:
         service = self.service
         common = {"object": "model", "created": int(service.started), "owned_by": "lofi"}
         base = {"id": service.model_name, **common, "root": service.model_name, "parent": None}
         rows = [base | {"max_model_len": service.context}]
         for held in service.adapters():
             rows.append({"id": held.name, **common, "root": held.folder.name, "parent": service.model_name})
-        return JSONResponse({"object": "list", "data": rows})
+        return rows
 
     async def load(self, request: Request) -> Response:
         """Load an adapter from the allowed folder; it is proved before it is admitted."""

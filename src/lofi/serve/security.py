@@ -68,6 +68,8 @@ class Gate:
 
     def _route(self, visit: Visit) -> str:
         """The route's own path; one word for whatever nobody serves, so that labels stay few."""
+        if visit.path.startswith("/v1/models/"):
+            return "/v1/models/{name}"
         return visit.path if visit.path in self.paths else "unknown"
 
 
