@@ -153,6 +153,19 @@ def test_the_next_adapter_of_a_slot_sees_nothing_of_the_one_before(first):
     assert close(made.batch(ids(), [0, 0, -1]), other.alone(ids(), [0, 0, -1]))
 
 
+@pytest.mark.parametrize("first", KINDS)
+def test_a_cleared_slot_leaves_nothing_at_modules_that_others_still_adapt(first):
+    made = mix(toy(), KINDS[first], KINDS[first], slots=3)
+    made.bank.clear(0)
+    other = mix(toy(), lofi.LoraConfig(r=1, lora_alpha=2, target_modules=["head"]))
+    made.bank.place(other.packed[0], 2)
+    base = made.alone(ids(), [-1] * 3)
+    assert torch.equal(made.batch(ids(), [0] * 3), base)
+    made.bank.place(other.packed[0], 0)
+    assert close(made.batch(ids(), [0, 1, 2])[[0, 2]], other.alone(ids(), [0] * 3)[[0, 2]])
+    assert close(made.batch(ids(), [0, 1, 2])[1], made.alone(ids(), [1] * 3)[1])
+
+
 def test_a_larger_rank_moves_no_adapter_that_was_there():
     made = mix(toy(), SMALL, EMBED, slots=3)
     before = made.batch(ids(), [0, 1, -1])

@@ -12,6 +12,7 @@ import lofi
 from adapters.models import ids, stir, toy
 from files.families import family_model
 from lofi.adapters.batched import pack
+from lofi.adapters.batched_pack import tensors_of
 from lofi.adapters.registry import adapter_tensors
 from lofi.errors import TargetError
 
@@ -40,14 +41,17 @@ def test_a_shifted_start_takes_twice_its_rank():
 
 
 def test_what_is_packed_is_a_copy_that_later_training_does_not_reach():
-    model, made = packed()
-    before = made.parts["up"].b.clone()
+    model, made = packed(lofi.LoraConfig(r=3, target_modules=["up", "head"], trainable_token_indices={"embed": [3]}))
+    before = {
+        (path, name): tensor.clone() for path, part in made.parts.items() for name, tensor in tensors_of(part).items()
+    }
     with torch.no_grad():
         for tensor in adapter_tensors(model).values():
             tensor.zero_()
-    assert torch.equal(made.parts["up"].b, before) and before.abs().max() > 0
+    assert {name for _, name, _ in held} == {"a", "b", "ids", "rows"}
+    assert all(torch.equal(tensor, was) and was.abs().max() > 0 for (*_, tensor), was in zip(held, before, strict=True))
     with pytest.raises(dataclasses.FrozenInstanceError):
-        made.parts["up"].a = before
+        made.parts["up"].a = before[0]
 
 
 def test_tensors_are_in_the_bases_dtype_and_their_bytes_are_counted():

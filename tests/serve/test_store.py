@@ -104,6 +104,14 @@ def test_where_every_slot_is_leased_there_is_no_lease_until_one_is_back(make, fo
     assert store.lease("a2").slot == first.slot
 
 
+def test_an_adapter_that_is_leased_again_is_no_longer_one_that_may_leave(make, folders):
+    store = make(*folders, slots=1)
+    store.release(store.lease("a0"))
+    lease = store.lease("a0")
+    assert store.lease("a1") is None and states(store) == "device host host host"
+    assert same(says(store, lease.slot), alone(folders[0]))
+
+
 def test_an_adapter_that_is_unloaded_serves_its_leases_to_the_end(make, folders):
     store = make(*folders)
     lease = store.lease("a0")
@@ -149,6 +157,15 @@ def test_host_copies_are_bounded_and_come_back_from_their_folder(make, folders):
     lease = store.lease("a0")
     assert same(says(store, lease.slot), alone(folders[0]))
     assert states(store) == "device disk disk host" and store.host_used == sizes[0] + sizes[3]
+
+
+def test_the_host_copy_that_was_not_used_for_longest_is_forgotten(make, folders):
+    sizes = [make(folder).get("a0").bytes for folder in folders]
+    store = make(*folders[:3], host_bytes=sum(sizes[:3]))
+    store.lease("a0")
+    store.lease("a1")
+    store.load("a3", folders[3])
+    assert states(store) == "device device disk host"
 
 
 def test_without_host_memory_every_adapter_comes_from_its_folder(make, folders):

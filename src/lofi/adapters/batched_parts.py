@@ -221,7 +221,6 @@ class BankEmbedding(_Factors):
         rank = packed.b.shape[0]
         self.grow(packed.a, packed.b, 1, self.device)
         self.a[slot, :, :rank].copy_(packed.a, non_blocking=True)
-        self.a[slot, :, rank:] = 0
         self.b[slot, :rank].copy_(packed.b, non_blocking=True)
         self.ranks[slot] = rank
 
