@@ -5,7 +5,8 @@
 // hold; and `Dot<Lanes, T>`, where it multiplies some type by other means than as floats.
 // Rows that follow each other with one slot (a prompt) are a block, of which each part of A and B is read once from the
 // first-level cache; a row alone (a decoded token) is the same with tiles of one row.
-// Rejected: sorting rows by slot (a batch's adapters are few rows each: what would be saved is in the cache).
+// Rejected: sorting rows by slot (a batch's adapters are few rows each: what would be saved is in the cache); asking for
+// the next row's factors ahead of time (no faster, whether they are in a cache or not).
 #pragma once
 
 #include <cstring>
