@@ -42,9 +42,8 @@ def test_a_shifted_start_takes_twice_its_rank():
 
 def test_what_is_packed_is_a_copy_that_later_training_does_not_reach():
     model, made = packed(lofi.LoraConfig(r=3, target_modules=["up", "head"], trainable_token_indices={"embed": [3]}))
-    before = {
-        (path, name): tensor.clone() for path, part in made.parts.items() for name, tensor in tensors_of(part).items()
-    }
+    held = [(path, name, tensor) for path, part in made.parts.items() for name, tensor in tensors_of(part).items()]
+    before = [tensor.clone() for _, _, tensor in held]
     with torch.no_grad():
         for tensor in adapter_tensors(model).values():
             tensor.zero_()
