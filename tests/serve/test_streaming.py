@@ -234,6 +234,24 @@ def test_all_answers_of_a_step_and_of_several_steps_cross_in_one_wake_up():
     assert crossings == 1 and texts == ["x" * 50] * 16
 
 
+def test_what_comes_during_a_pause_is_told_at_once_after_it_and_the_end_at_once():
+    async def go(end):
+        answers = Answers([Asked(prompt=(1,))], Count(), streamed=True)
+        (choice,) = answers.choices
+        choice.take(Piece(text="a"))
+        found = [len(await answers.news())]
+        answers.pause(0.05 if not end else 60)
+        for text in "bcd":
+            asyncio.get_running_loop().call_soon(choice.take, Piece(text=text))
+        if end:
+            asyncio.get_running_loop().call_soon(choice.take, Piece(finish="stop"))
+        found.append(len(await asyncio.wait_for(answers.news(), 10)))
+        return found
+
+    assert asyncio.run(go(end=False)) == [1, 3]
+    assert asyncio.run(go(end=True)) == [1, 4]
+
+
 def test_no_piece_is_lost_however_the_threads_interleave():
     async def go():
         bridge = Bridge(asyncio.get_running_loop())

@@ -123,6 +123,7 @@ class Answers:
         self._left = len(self.choices)
         self._news: list[tuple[Choice, Piece]] = []
         self._wake: asyncio.Future[None] | None = None
+        self._paused = False
 
     def submit(self, engine: Submits, bridge: Bridge) -> None:
         """Ask the engine for all of them; where it refuses one, the others are taken back and its exception raised."""
@@ -145,8 +146,22 @@ class Answers:
             self.watch.ended(choice)
         if self.streamed:
             self._news.append((choice, piece))
-        if (self.streamed or self.done) and self._wake is not None and not self._wake.done():
+        if self.done or (self.streamed and not self._paused):
+            self._rouse()
+
+    def _rouse(self) -> None:
+        if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
+
+    def pause(self, seconds: float) -> None:
+        """Let what comes within `seconds` gather and be told at once; the end is told when it comes."""
+        self._paused = True
+        asyncio.get_running_loop().call_later(seconds, self._resume)
+
+    def _resume(self) -> None:
+        self._paused = False
+        if self._news:
+            self._rouse()
 
     async def whole(self) -> None:
         """Wait until every answer has ended."""
@@ -155,7 +170,7 @@ class Answers:
 
     async def news(self) -> list[tuple[Choice, Piece]]:
         """What came since the last call, at least one piece; [] when everything has ended and was told."""
-        while not self._news and not self.done:
+        while not self.done and (self._paused or not self._news):
             await self._woken()
         found, self._news = self._news, []
         return found
