@@ -99,8 +99,8 @@ class Engine:
 
         Raises  RequestError, UnknownAdapter, Overloaded or Draining at once; nothing was asked then
         """
-        check(asked, context=self.context, vocabulary=self.vocabulary)
         self._check_adapter(asked.adapter)
+        check(asked, context=self.context, vocabulary=self.vocabulary)
         with self._waiting.changed:
             self._check_open()
             self._submitted += 1

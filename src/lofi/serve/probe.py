@@ -49,10 +49,11 @@ def prove(model: Any) -> Proved:
     ids = random_ids(model, rows=len(_READ), length=max(_READ) + _DECODED, seed=0)
     with torch.inference_mode(), undisturbed(model):
         cache = RowCache(rows=len(_READ), tokens=len(_READ) * BLOCK)
+        forward = Forward(model, cache)
         expected = [
             model(input_ids=row[None, : read + _DECODED]).logits[0, read:] for row, read in zip(ids, _READ, strict=True)
         ]
-        found = _decoded(model, Forward(model, cache), ids.tolist())
+        found = _decoded(model, forward, ids.tolist())
     if not cache.layers:
         raise ModelError(f"{type(model).__name__} keeps no keys and values in the cache it is given: use lofi generate")
     worst = max(_deviation(got, want) for got, want in zip(found, expected, strict=True))
