@@ -94,7 +94,7 @@ def test_escape_stops_an_answer_and_keeps_what_came(show, backend):
 def test_what_went_wrong_is_shown_in_the_servers_words(show):
     page = show()
     failing = {
-        "busy": "the queue is full Try again in 7 s.",
+        "busy": "the queue is full (try again in 7 s)",
         "failing": "the worker failed: ask again",
         "broken": "The connection ended before the answer did: ask again.",
     }
@@ -290,3 +290,45 @@ def test_a_server_that_stops_or_is_gone_is_said_so(show, backend):
     told = "What is shown may be old. The server answered with status 502 and no reason."
     expect(page.locator("#banner-text")).to_have_text(told)
     expect(page.locator("#banner-key")).to_be_hidden()
+
+
+def test_events_are_read_whole_wherever_the_stream_is_cut(show):
+    sent = ': note\r\ndata: {"a": "ơ😀"}\r\n\r\nevent: x\ndata: one\ndata:two\n\ndata: [DONE]\n\n'
+    read = """async ([sent, size]) => {
+      const { events } = await import("/static/answer.js");
+      const bytes = new TextEncoder().encode(sent);
+      const stream = new ReadableStream({ start(to) {
+        for (let at = 0; at < bytes.length; at += size) to.enqueue(bytes.slice(at, at + size));
+        to.close();
+      } });
+      const found = [];
+      for await (const data of events(stream)) found.push(data);
+      return found;
+    }"""
+    page = show()
+    for size in (1, 2, 3, 7, 1000):
+        assert page.evaluate(read, [sent, size]) == ['{"a": "ơ😀"}', "one\ntwo", "[DONE]"]
+
+
+def test_a_difference_is_what_no_common_order_of_words_covers(show):
+    read = """async ([reference, text]) => {
+      const { difference } = await import("/static/difference.js");
+      const { pieces, count, total } = difference(reference, text);
+      const fresh = pieces.filter(([, isNew]) => isNew).map(([piece]) => piece);
+      return [fresh, count, total, pieces.map(([piece]) => piece).join("")];
+    }"""
+    page = show()
+    cases = {
+        ("a b c d", "a x  c\nd"): (["x"], 1, 4),
+        ("a b", "b a"): (["b"], 1, 2),
+        ("", "a b"): (["a", "b"], 2, 2),
+        ("a b c", ""): ([], 0, 0),
+        ("a a b", "a b b"): (["b"], 1, 3),
+    }
+    for (reference, text), (fresh, count, total) in cases.items():
+        found = page.evaluate(read, [reference, text])
+        assert found[1:] == [count, total, text]
+        assert sorted(found[0]) == sorted(fresh) or (reference, text) == (
+            "a b",
+            "b a",
+        )  # either word may be the one kept

@@ -219,10 +219,15 @@ def test_a_phone_shows_every_view_without_scrolling_sideways(show):
     expect(page.locator("#system")).to_be_visible()
     assert page.evaluate(WIDER) == [0]
     page.get_by_role("radio", name="chatty").check()
+    page.get_by_label("Nhiệt độ").fill("3")
     page.keyboard.press("Escape")
     expect(page.locator("#system")).to_be_hidden()
     expect(page.locator("#chat .side-open")).to_be_focused()
     expect(page.locator(".answerer")).to_contain_text("chatty")
+    ask(page, "nothing is sent while a setting is wrong")
+    expect(page.get_by_label("Nhiệt độ")).to_be_focused()
+    expect(page.get_by_text("Một số từ 0 đến 2.")).to_be_visible()
+    expect(page.locator(".turn")).to_have_count(1)
 
 
 def test_nothing_moves_for_those_who_do_not_want_it(show, backend):

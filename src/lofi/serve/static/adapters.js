@@ -4,7 +4,7 @@ import { el } from "./dom.js";
 import { form, message, unload } from "./loading.js";
 import { hue } from "./picker.js";
 import { bar, cell, table } from "./table.js";
-import { look, onStatus, seen } from "./watch.js";
+import { onStatus, seen } from "./watch.js";
 import { bytes, duration, number, onSwitch, percent, t } from "./words.js";
 
 const MOST = 200;
@@ -24,7 +24,7 @@ export function adapters(view) {
   filter.addEventListener("input", draw);
   onStatus(draw);
   onSwitch(draw);
-  return { shown: look };
+  return { shown: draw };
 }
 
 function draw() {

@@ -59,6 +59,6 @@ async function refused(response) {
   try { said = JSON.parse(text).error; } catch { /* not ours: a proxy's page, say */ }
   const message = said?.message ?? t("error.status", { status: String(response.status) });
   const after = response.headers.get("Retry-After");
-  const wait = after && /^\d+$/.test(after) ? ` ${t("error.retry", { n: Number(after) })}` : "";
+  const wait = after && /^\d+$/.test(after) ? ` (${t("error.retry", { n: Number(after) })})` : "";
   return new Refusal(message + wait, response.status, said?.code ?? null);
 }

@@ -45,7 +45,7 @@ function showAnswerer() {
 
 /** Whether the prompt was taken; a wrong setting or an answer under way leaves it where it is. */
 function send(ask) {
-  const values = settings();
+  const values = settings(sideboard.reveal);
   if (running || !seen.status || values === null) return false;
   run({ ask, who: picker.chosen()[0], text: "", answer: null, values });
   return true;
@@ -109,7 +109,7 @@ function draw(turn) {
 
 /** Answers the last prompt once more, by whoever is chosen now and with the settings as they are now. */
 function again(turn) {
-  const values = settings();
+  const values = settings(sideboard.reveal);
   if (running || values === null) return;
   turns.pop();
   turn.node.remove();

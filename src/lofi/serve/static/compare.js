@@ -41,7 +41,7 @@ export function compare(view) {
 }
 
 function send(ask) {
-  const values = settings();
+  const values = settings(sideboard.reveal);
   if (running || !seen.status || values === null) return false;
   const names = picker.chosen();
   fault.hidden = names.length > 0;

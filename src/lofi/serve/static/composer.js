@@ -64,5 +64,6 @@ export function side(key, chooser) {
   node.addEventListener("keydown", (event) => {
     if (event.key === "Escape" && node.classList.contains("open")) { event.stopPropagation(); toggle(false); }
   });
-  return { node, opener, shown: () => place.append(panel) };
+  const covered = () => getComputedStyle(opener).display !== "none";
+  return { node, opener, shown: () => place.append(panel), reveal() { if (covered()) toggle(true); } };
 }

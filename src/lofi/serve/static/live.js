@@ -4,7 +4,7 @@ import { el } from "./dom.js";
 import { finish, nameplate } from "./outcome.js";
 import { spark, WINDOW } from "./spark.js";
 import { bar, cell, table } from "./table.js";
-import { look, onStatus, seen } from "./watch.js";
+import { onStatus, seen } from "./watch.js";
 import { duration, figure, language, milliseconds, number, onSwitch, percent, t } from "./words.js";
 
 const MOST = 50;
@@ -40,7 +40,7 @@ export function live(view) {
     if (!view.hidden) draw();
   });
   onSwitch(draw);
-  return { shown() { draw(); look(); } };
+  return { shown: draw };
 }
 
 function note(status) {

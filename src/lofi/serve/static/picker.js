@@ -20,7 +20,7 @@ export function pick({ kind, name, label, initial, changed }) {
   const rows = new Map();
   const list = el("div", { class: "pick-list", role: kind === "radio" ? "radiogroup" : "group", "aria-label": label });
   const words = () => t("pick.filter");
-  const filter = el("input", { type: "search", class: "pick-filter", "aria-label": words, placeholder: words });
+  const filter = el("input", { type: "search", class: "pick-filter", "aria-label": words, placeholder: words, hidden: true });
   const more = el("p", { class: "quiet small", hidden: true });
   const node = el("div", { class: "pick" }, filter, list, more);
   let known = [];

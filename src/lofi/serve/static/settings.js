@@ -47,10 +47,14 @@ export function fit(context) {
   if (input.value === input.defaultValue && input.valueAsNumber > context / 2) input.value = Math.max(1, Math.floor(context / 2));
 }
 
-/** What goes into the request, or null after showing which field is wrong. */
-export function settings() {
+/** What goes into the request, or null after showing which field is wrong; `reveal` makes the fields visible. */
+export function settings(reveal) {
   const wrong = [...inputs.keys()].filter((name) => !check(name));
-  if (wrong.length) { inputs.get(wrong[0]).input.focus(); return null; }
+  if (wrong.length) {
+    reveal();
+    inputs.get(wrong[0]).input.focus();
+    return null;
+  }
   const given = [...inputs].filter(([, { input }]) => input.value !== "");
   return Object.fromEntries(given.map(([name, { input }]) => [name, input.valueAsNumber]));
 }

@@ -6,7 +6,8 @@ const listeners = new Set();
 export const seen = { status: null, error: null };
 let pace = 5000;
 let timer = null;
-let running = false;
+let underway = null;
+let next = null;
 
 export function onStatus(listener) {
   listeners.add(listener);
@@ -19,19 +20,26 @@ export function setPace(milliseconds) {
   look();
 }
 
-/** Polls now; while the page is hidden nothing is polled. Only the first poll of all may ask for the key. */
-export async function look() {
+/** Polls now, after a poll that is under way: what it tells may be older. While the page is hidden nothing is polled. */
+export function look() {
   clearTimeout(timer);
-  if (document.hidden || running) return;
-  running = true;
-  const ask = seen.status === null && seen.error === null;
+  if (document.hidden) return Promise.resolve();
+  if (underway === null) {
+    underway = poll().finally(() => { underway = null; });
+    return underway;
+  }
+  next ??= underway.then(() => { next = null; return look(); });
+  return next;
+}
+
+async function poll() {
+  const ask = seen.status === null && seen.error === null;  // only the first poll of all may ask for the key
   try {
     seen.status = await (await call("/v1/lofi/status", { ask })).json();
     seen.error = null;
   } catch (error) {
     seen.error = error;
   }
-  running = false;
   for (const listener of listeners) listener(seen);
   timer = setTimeout(look, pace);
 }
