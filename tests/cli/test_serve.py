@@ -126,6 +126,11 @@ def test_the_start_tells_where_who_and_a_first_request():
     assert body["model"] == "red" and body["messages"][0]["role"] == "user"
 
 
+def test_a_thousand_adapters_are_not_a_thousand_lines():
+    told = announcement("http://x", service_of(*[RED] * 1000), SimpleNamespace(hosts=frozenset(), api_key=None))
+    assert "and 980 more" in told and told.count("rank 3") == 20
+
+
 def test_with_a_key_the_first_request_brings_it_and_nobody_is_warned():
     told = announcement("http://x", service_of(), SimpleNamespace(hosts=None, api_key="secret"))
     assert "$LOFI_API_KEY" in told and "secret" not in told and "anyone" not in told and '"model": "small"' in told

@@ -7,6 +7,7 @@ import json
 import socket
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -205,6 +206,16 @@ def test_what_runs_when_the_server_gives_up_ends_with_an_error_event(scripted, s
 # -- the crossing ------------------------------------------------------------------------------------------------------
 
 
+class Nobody:
+    """An engine that takes requests and leaves the pieces to the test."""
+
+    def submit(self, asked, on_piece):
+        return self
+
+    def cancel(self):
+        pass
+
+
 class Count:
     def tokens(self, count, seconds, *, first):
         pass
@@ -252,6 +263,27 @@ def test_what_comes_during_a_pause_is_told_at_once_after_it_and_the_end_at_once(
     assert asyncio.run(go(end=True)) == [1, 4]
 
 
+def test_answers_that_are_wanted_whole_cross_at_their_end_and_know_when_their_tokens_came():
+    async def go():
+        bridge = Bridge(asyncio.get_running_loop())
+        seen = []
+        watch = SimpleNamespace(tokens=lambda count, seconds, first: seen.append(seconds), ended=lambda choice: None)
+        answers = Answers([Asked(prompt=(1,))], watch, streamed=False)
+        (choice,) = answers.choices
+
+        def engine():
+            for step in range(4):
+                bridge.put(choice, Piece(text="x", tokens=(step,), finish="stop" if step == 3 else None))
+                time.sleep(0.03)
+
+        threading.Thread(target=engine).start()
+        await answers.whole()
+        return bridge.crossings, choice.text, seen
+
+    crossings, text, gaps = asyncio.run(go())
+    assert crossings == 1 and text == "xxxx" and len(gaps) == 4 and all(gap > 0.02 for gap in gaps[1:])
+
+
 def test_no_piece_is_lost_however_the_threads_interleave():
     async def go():
         bridge = Bridge(asyncio.get_running_loop())
@@ -263,9 +295,11 @@ def test_no_piece_is_lost_however_the_threads_interleave():
                     bridge.put(choice, Piece(tokens=(step,), finish="stop" if step == 1999 else None))
 
         threading.Thread(target=engine).start()
+        answers.submit(Nobody(), bridge)
         told = 0
         while news := await asyncio.wait_for(answers.news(), 20):
             told += len(news)
+            answers.pause(0.001)  # so that the engine looks while pauses begin and end
         return told, [choice.tokens for choice in answers.choices]
 
     told, tokens = asyncio.run(go())

@@ -16,6 +16,7 @@ from lofi.cli.output import print_json
 from lofi.errors import RecipeError, RequestError
 
 LEVELS = ("debug", "info", "warning", "error")
+SHOWN = 20  # adapters in the table at the start
 Host = Annotated[str, typer.Option("--host", help="Address to listen at; 0.0.0.0 lets other machines in.")]
 Port = Annotated[int, typer.Option("--port", help="Port to listen at; 0 takes a free one.", min=0, max=65535)]
 ApiKey = Annotated[
@@ -143,9 +144,10 @@ def announcement(url: str, service: Any, settings: Any) -> str:
     held = service.adapters()
     lines = [f"{service.model_name} and {len(held)} adapter{'s' * (len(held) != 1)} at {url} (page: {url}/)"]
     width = max((len(one.name) for one in held), default=0)
-    for one in held:
+    for one in held[:SHOWN]:
         lines.append(f"  {one.name:<{width}}  rank {one.rank:<4} {one.bytes / 1e6:8.2f} MB  {', '.join(one.modules)}")
         lines += [f"  {'':<{width}}  note: {note}" for note in one.notes]
+    lines += [f"  and {len(held) - SHOWN} more"] if len(held) > SHOWN else []
     if settings.hosts is None and settings.api_key is None:
         lines.append("  anyone who reaches this address may ask; give --api-key to change that")
     body = {"model": held[0].name if held else service.model_name, "messages": [{"role": "user", "content": "Hello"}]}

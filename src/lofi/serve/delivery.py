@@ -1,8 +1,8 @@
 """From the engine's thread into the event loop: pieces of answers, with as few crossings as possible.
 
-The engine calls back once a step and answer. The callback appends to a deque and wakes the loop only where no wake-up
-is under way, so all answers of a step (and of several steps, where the loop is busy) cross in one. In the loop the
-pieces are put together; who streams is told of news, who waits for the whole is woken once, at the end.
+The engine calls back once a step and answer. The callback appends to a deque and wakes the loop only where somebody
+waits for this piece and no wake-up is under way: all answers of a step cross in one, those of streams that pause cross
+when the pause ends, and answers that are wanted whole cross at their end. In the loop the pieces are put together.
 Knows pieces, not HTTP. Rejected: an asyncio.Queue a request with call_soon_threadsafe a piece (a system call and a
 wake-up each, sixteen a step), and a thread a request.
 """
@@ -37,25 +37,30 @@ class Bridge:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.crossings = 0
-        self._box: deque[tuple[Choice, Piece]] = deque()
+        self._box: deque[tuple[Choice, Piece, float]] = deque()
         self._woken = False
 
     def put(self, choice: Choice, piece: Piece) -> None:
         """Called in the engine's thread."""
-        self._box.append((choice, piece))  # first the piece, then the look: `_empty` looks in the other order
-        if not self._woken:
+        # first the piece, then the look at who waits: `empty` and `Answers._resume` go in the other order
+        self._box.append((choice, piece, time.perf_counter()))
+        if not self._woken and (piece.finish is not None or choice.answers.eager):
             self._woken = True
             try:
-                self.loop.call_soon_threadsafe(self._empty)
+                self.loop.call_soon_threadsafe(self._cross)
             except RuntimeError:  # the loop is closed: nobody waits for this piece any more
                 self._woken = False
 
-    def _empty(self) -> None:
+    def _cross(self) -> None:
         self._woken = False
         self.crossings += 1
+        self.empty()
+
+    def empty(self) -> None:
+        """Hand over what is there; in the loop's thread."""
         while self._box:
-            choice, piece = self._box.popleft()
-            choice.take(piece)
+            choice, piece, came = self._box.popleft()
+            choice.take(piece, came)
 
 
 class Choice:
@@ -83,21 +88,20 @@ class Choice:
         """The answer so far."""
         return "".join(self.texts)
 
-    def take(self, piece: Piece) -> None:
-        """Add one piece; in the loop's thread. What comes after the end is dropped."""
+    def take(self, piece: Piece, came: float | None = None) -> None:
+        """Add one piece that came then (now); in the loop's thread. What comes after the end is dropped."""
         if self.finish is not None:
             return
         if piece.text:
             self.texts.append(piece.text)
         if piece.tokens:
-            self._count(piece)
+            self._count(piece, time.perf_counter() if came is None else came)
         self.logprobs += piece.logprobs
         self.cached = piece.cached or self.cached
         self.finish, self.error = piece.finish, piece.error
         self.answers.told(self, piece)
 
-    def _count(self, piece: Piece) -> None:
-        now = time.perf_counter()
+    def _count(self, piece: Piece, now: float) -> None:
         gap = now - (self.last or self.started)
         self.answers.watch.tokens(len(piece.tokens), gap, first=not self.first)
         self.first = self.first or now
@@ -123,10 +127,13 @@ class Answers:
         self._left = len(self.choices)
         self._news: list[tuple[Choice, Piece]] = []
         self._wake: asyncio.Future[None] | None = None
-        self._paused = False
+        self._bridge: Bridge | None = None
+        self.eager = streamed
+        """Whether somebody waits for the next piece, not only for the end."""
 
     def submit(self, engine: Submits, bridge: Bridge) -> None:
         """Ask the engine for all of them; where it refuses one, the others are taken back and its exception raised."""
+        self._bridge = bridge
         try:
             for choice in self.choices:
                 self._tickets.append(engine.submit(choice.asked, partial(bridge.put, choice)))
@@ -146,7 +153,7 @@ class Answers:
             self.watch.ended(choice)
         if self.streamed:
             self._news.append((choice, piece))
-        if self.done or (self.streamed and not self._paused):
+        if self.done or self.eager:
             self._rouse()
 
     def _rouse(self) -> None:
@@ -155,11 +162,13 @@ class Answers:
 
     def pause(self, seconds: float) -> None:
         """Let what comes within `seconds` gather and be told at once; the end is told when it comes."""
-        self._paused = True
+        self.eager = False
         asyncio.get_running_loop().call_later(seconds, self._resume)
 
     def _resume(self) -> None:
-        self._paused = False
+        self.eager = True
+        if self._bridge is not None:
+            self._bridge.empty()
         if self._news:
             self._rouse()
 
@@ -170,7 +179,7 @@ class Answers:
 
     async def news(self) -> list[tuple[Choice, Piece]]:
         """What came since the last call, at least one piece; [] when everything has ended and was told."""
-        while not self.done and (self._paused or not self._news):
+        while not self.done and not (self.eager and self._news):
             await self._woken()
         found, self._news = self._news, []
         return found
@@ -188,5 +197,7 @@ class Answers:
     def end(self, finish: Finish, sentence: str) -> None:
         """End what has not ended, at once and whatever the engine does; in the loop's thread."""
         self.cancel()
+        if self._bridge is not None:
+            self._bridge.empty()  # what came before is told before
         for choice in self.choices:
             choice.take(Piece(finish=finish, error=sentence))
