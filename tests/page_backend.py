@@ -60,7 +60,7 @@ class Backend:
         self.pace = 0.004
         self.asked: list[dict[str, Any]] = []
         self.statuses = 0
-        self.left = 0  # answers whose reader went away before their end
+        self.ends: list[str] = []  # of answers: "whole", or "left" where the reader went away before
         self.adapters = [
             adapter("sql-en", share=0.5, requests=24, tokens=960),
             adapter("sql-vi", rank=16, bytes=2_640_000, state="host", share=0.125, requests=6),
@@ -163,13 +163,13 @@ def backend_app(backend: Backend) -> FastAPI:
 
 
 async def _stream(backend: Backend, model: str, prompt: str) -> AsyncIterator[str]:
-    done = False
+    ends, end = backend.ends, "left"  # this test's, though it may be over when the stream ends
     try:
         async for event in _events(backend, model, prompt):
             yield event
-        done = True
+        end = "whole"
     finally:
-        backend.left += not done
+        ends.append(end)
 
 
 async def _events(backend: Backend, model: str, prompt: str) -> AsyncIterator[str]:

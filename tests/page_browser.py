@@ -86,6 +86,15 @@ def ask(page: Page, prompt: str, view: str = "chat") -> None:
     page.keyboard.press("Enter")
 
 
+def eventually(page: Page, holds: Callable[[], bool]) -> None:
+    """Waits until the server's side has come to something."""
+    for _ in range(400):
+        if holds():
+            return
+        page.wait_for_timeout(20)
+    raise AssertionError("it did not come to that")
+
+
 def answered(page: Page, number: int = 1) -> Locator:
     """The answer of a turn, complete."""
     answer = page.locator(f".turn:nth-child({number}) .answer")
