@@ -26,7 +26,7 @@ DORA = lofi.LoraConfig(r=2, lora_alpha=3, target_modules=["up", "down", "head"],
 BIAS = lofi.LoraConfig(r=4, lora_alpha=7, target_modules=["down"], bias="lora_only")
 SHIFTED = lofi.LoraConfig(r=3, lora_alpha=5, target_modules=["up", "embed"], init_lora_weights="pissa")
 EMBED = lofi.LoraConfig(r=5, lora_alpha=9, target_modules=["embed", "head"])
-ROWS = lofi.LoraConfig(r=3, lora_alpha=5, target_modules=["up"], trainable_token_indices={"embed": [2, 7, 10]})
+ROWS = lofi.LoraConfig(r=3, lora_alpha=5, target_modules=["up"], trainable_token_indices={"embed": [1, 3, 9]})
 KINDS = {
     "lora": SMALL, "rslora": WIDE, "dora": DORA, "bias": BIAS, "shifted": SHIFTED,
     "embedding": EMBED, "rows": ROWS,
