@@ -2,7 +2,9 @@
 
 Two questions are asked for every prompt. As token ids: are weights and adapter the same (tokens, log probabilities,
 stop)? As a message, where the prompt is one question in the stored chat template: does the server write the same prompt
-from it? Servers tell log probabilities; differences of two of them are differences of two logits, which are compared.
+from it? Servers tell log probabilities; differences of two of them are differences of two logits, which are compared:
+each within the tolerance that the record allows, and all of a prompt on average within a sixteenth of it. In bfloat16
+the first alone would let another adapter pass: one logit may be off by more than most adapters change it, the mean not.
 Knows not  HTTP (connection.py) nor the shapes of answers (served.py).
 """
 
@@ -20,6 +22,8 @@ from lofi.files.golden import Difference
 
 _EPS = {"fp32": 2.0**-23, "fp16": 2.0**-10, "bf16": 2.0**-7}
 _ROUNDINGS = 8  # as many roundings of the largest logit as golden prompts allow a model that is loaded here
+_MEAN = 32  # by this the mean must be below the tolerance of a difference: half a rounding of the largest logit
+_LEAST_MEAN = 1e-4  # float32 on another kernel, as golden prompts allow it
 _MARK = "Zq7askedZq7"
 
 
@@ -82,17 +86,26 @@ class EndpointReport:
     compared: Sequence[str]
     differences: Sequence[Difference]
     notes: Sequence[str] = field(default_factory=list)
+    mean: float | None = None
+    """By how much a logit is off on average, over every prompt; None where the server tells no log probabilities."""
+    dtype: str | None = None
+    """What the server was said to compute in."""
 
     def lines(self) -> list[str]:
         """The report in words."""
         same = f"{self.model} at {self.url} says the same to {self.prompts} golden prompts: {', '.join(self.compared)}"
-        return [same, f"differences of two logits agree within {self.tolerance:.3g}", *self.notes]
+        if self.mean is None:
+            return [same, *self.notes]
+        allowed = f"{mean_allowed(self.tolerance):.2g} are allowed, and {self.tolerance:.2g} between any two"
+        return [same, f"logits are {self.mean:.2g} off on average ({allowed})", *self.notes]
 
     def failure(self) -> str:
         """One sentence for a replay that differs."""
         more = f" and {len(self.differences) - 5} more" if len(self.differences) > 5 else ""
         said = "; ".join(str(difference) for difference in self.differences[:5])
-        return f"{self.model} at {self.url} does not say what the adapter said when it was saved: {said}{more}"
+        finer = all(one.level == "logits" for one in self.differences) and not self.dtype
+        hint = "; if the server computes in bf16 or fp16, say so with --dtype" if finer else ""
+        return f"{self.model} at {self.url} does not say what the adapter said when it was saved: {said}{more}{hint}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -102,6 +115,7 @@ class EndpointReport:
             "same": not self.differences,
             "prompts": self.prompts,
             "tolerance": self.tolerance,
+            "mean_logit_error": self.mean,
             "compared": list(self.compared),
             "differences": [vars(difference) for difference in self.differences],
             "notes": list(self.notes),
@@ -119,6 +133,11 @@ def tolerance_of(golden: Mapping[str, Any], dtype: str | None) -> float:
     largest = max((abs(value) for step in steps for _, value in step), default=1.0)
     wider = _ROUNDINGS * _EPS[dtype] * largest if dtype else 0.0
     return 2 * max(float(golden["tolerance"]), wider)
+
+
+def mean_allowed(tolerance: float) -> float:
+    """How far the logits of one prompt may be off on average, where differences of two may be off by `tolerance`."""
+    return max(tolerance / _MEAN, _LEAST_MEAN)
 
 
 def replay_endpoint(
@@ -153,7 +172,8 @@ def replay_endpoint(
     count = len(golden["prompts"])
     notes = [*served.notes, *judge.notes, *_template_notes(rule, questions, count)]
     compared = [*judge.compared, *([f"the chat template ({questions} prompts)"] if questions else [])]
-    return EndpointReport(served.connection.root, served.model, count, judge.tolerance, compared, found, notes)
+    what = served.connection.root, served.model, count, judge.tolerance, compared, found, notes
+    return EndpointReport(*what, sum(judge.every) / len(judge.every) if judge.every else None, dtype)
 
 
 def _completed(served: Served, record: Mapping[str, Any], golden: Mapping[str, Any], vocabulary: Vocabulary) -> Reply:
@@ -197,6 +217,8 @@ class _Judge:
     vocabulary: Vocabulary
     compared: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    every: list[float] = field(default_factory=list)
+    """By how much each logit that was compared is off, once the mean of its step is taken away."""
 
     def compare(self, record: Mapping[str, Any], reply: Reply, *, asked: str | None = None) -> tuple[str, str] | None:
         """What is wrong with a reply, as (level, detail), at the first step where it differs."""
@@ -207,13 +229,21 @@ class _Judge:
         if reply.tops:
             self._saw("log probabilities")
         self._saw("stops")
+        before = len(self.every)
         found = self._tokens(record, reply) if reply.tokens is not None else self._text(record, reply)
+        found = found or self._mean_fault(self.every[before:])
         # as ids it said the same, so what differs is what the server makes of a message
         return ("template", f"{asked} its {found[0]} differ: {found[1]}") if found and asked else found
 
     def _saw(self, what: str) -> None:
         if what not in self.compared:
             self.compared.append(what)
+
+    def _mean_fault(self, offs: Sequence[float]) -> tuple[str, str] | None:
+        mean, allowed = sum(offs) / max(len(offs), 1), mean_allowed(self.tolerance)
+        if mean <= allowed:
+            return None
+        return "logits", f"{len(offs)} logits are {mean:.3g} off on average (at most {allowed:.3g} are allowed)"
 
     def _tokens(self, record: Mapping[str, Any], reply: Reply) -> tuple[str, str] | None:
         said, output = reply.tokens or (), record["output"]
@@ -261,6 +291,7 @@ class _Judge:
             return f"none of the {len(then)} likeliest tokens recorded is among the {len(now)} that the server names"
         anchor, base = next((token, value) for token, value in then if token in told)
         floor = min(now.values())
+        self._measure(then, told, floor)
         for token, value in then:
             wanted, seen = value - base, told.get(token)
             # a candidate that the server does not name is at most as likely as the last that it does
@@ -269,6 +300,14 @@ class _Judge:
                 is_now = f"{seen - told[anchor]:+.4g}" if seen is not None else f"below {floor - told[anchor]:+.4g}"
                 return f"logit of token {token} against that of {anchor} is {is_now}, was {wanted:+.4g}"
         return None
+
+    def _measure(self, then: Sequence[tuple[int, float]], told: Mapping[int, float], floor: float) -> None:
+        """Keep by how much the logits of one step are off; what they have in common is the normaliser's."""
+        level = sum(value - told[token] for token, value in then if token in told) / len(told)
+        for token, value in then:
+            # one that the server does not name has at most the floor's
+            off = abs(value - told[token] - level) if token in told else max(value - floor - level, 0.0)
+            self.every.append(off)
 
 
 def _prompt_fault(record: Mapping[str, Any], reply: Reply) -> str | None:

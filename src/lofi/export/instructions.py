@@ -20,7 +20,8 @@ what the server's chat template makes of a question), and says what differs:
 {command}
 ```
 
-Where the server computes more coarsely than the adapter was recorded, say in what: `--dtype bf16` or `--dtype fp16`.
+Where the server computes more coarsely than the adapter was recorded, say so: `--dtype bf16` for bfloat16 and for q8_0
+files, `--dtype fp16` for float16 ones.
 """
 
 
