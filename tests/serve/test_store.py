@@ -288,6 +288,35 @@ def test_an_adapter_that_is_replaced_while_it_is_read_gives_way_to_the_new_one(m
     assert same(says(store, store.lease("a0").slot), alone(folders[2])) and len(store.bank.placed) == 1
 
 
+def test_a_slot_that_is_given_up_while_an_adapter_is_read_is_that_adapters(make, folders):
+    store = make(*folders[:2], host_bytes=0, slots=1)
+    read = store._admission.reread
+    store.release(store.lease("a0"))
+
+    def slow(folder, key):
+        store.unload("a0")
+        return read(folder, key)
+
+    store._admission.reread = slow
+    assert same(says(store, store.lease("a1").slot), alone(folders[1]))
+
+
+def test_a_device_without_room_for_an_adapter_loses_no_slot(make, folders):
+    store = make(*folders[:1], slots=1)
+    place = store.bank.place
+
+    def full(packed, slot):
+        raise MemoryError
+
+    store.bank.place = full
+    for _ in range(2):
+        with pytest.raises(MemoryError):
+            store.lease("a0")
+    assert states(store) == "host"
+    store.bank.place = place
+    assert same(says(store, store.lease("a0").slot), alone(folders[0]))
+
+
 def test_other_threads_load_and_unload_while_the_engines_thread_answers(make, folders):
     store = make(*folders, slots=2, host_bytes=60_000)
     wanted = [alone(folder) for folder in folders]
