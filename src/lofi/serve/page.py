@@ -12,6 +12,7 @@ what is served is what is read), year-long caching under hashed names (addresses
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,7 +88,7 @@ def _read(name: str) -> PageFile:
     return PageFile(body, MEDIA[Path(name).suffix], f'"{hashlib.sha256(body).hexdigest()[:32]}"')
 
 
-def _sender(file: PageFile):  # type: ignore[no-untyped-def]
+def _sender(file: PageFile) -> Callable[[Request], Awaitable[Response]]:
     headers = {**HEADERS, "ETag": file.etag}
 
     async def send(request: Request) -> Response:

@@ -15,7 +15,7 @@ const summary = el("p", { class: "quiet" });
 const filter = el("input", { type: "search", "aria-label": () => t("pick.filter"), placeholder: () => t("pick.filter") });
 const nothing = el("p", { class: "empty-line quiet" }, () => t("adapters.none"));
 const closed = el("p", { class: "card quiet" }, () => t("admin.closed"));
-const { node: list, body } = table([...COLUMNS, [null, false]], nothing);
+const { node: list, body } = table([...COLUMNS, ["adapters.unload", false, true]], nothing);
 const rows = new Map();
 
 export function adapters(view) {

@@ -4,10 +4,12 @@
 import { el, svg } from "./dom.js";
 import { t } from "./words.js";
 
-/** {node, body} of a table; a column is [key of its words, whether it holds numbers], null where it needs no words. */
+/** {node, body} of a table; a column is [key of its words, whether it holds numbers, whether its head is only spoken]. */
 export function table(columns, after = null) {
-  const heads = columns.map(([key, numeric]) =>
-    el("th", { scope: "col", role: "columnheader", class: numeric ? "number" : "" }, key && (() => t(key))));
+  const heads = columns.map(([key, numeric, spoken = false]) => {
+    const words = el("span", { class: spoken ? "unseen" : null }, () => t(key));
+    return el("th", { scope: "col", role: "columnheader", class: numeric ? "number" : null }, words);
+  });
   const head = el("thead", { role: "rowgroup" }, el("tr", { role: "row" }, ...heads));
   const body = el("tbody", { role: "rowgroup" });
   return { node: el("div", { class: "card table" }, el("table", { role: "table", class: "stacks" }, head, body), after), body };
