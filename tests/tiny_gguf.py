@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import lofi
@@ -85,6 +85,32 @@ def byte_level(split: str = "gpt-2") -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=made, eos_token=special[1], bos_token=special[1], pad_token=special[0]
     )
+
+
+def fallback(*, prefix: str = "prepend", merges: list[tuple[str, str]] | None = None) -> PreTrainedTokenizerFast:
+    """SentencePiece's BPE in small: bytes, letters, and every merge that its tokens allow."""
+    special = ["<unk>", "<s>", "</s>"]
+    letters = ["▁", *"abcdehlorw", "é"]
+    made = ["▁h", "el", "ll", "▁he", "ell", "hel", "▁hel", "lo", "▁w", "or", "wor", "▁wor"]
+    tokens = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), *letters, *made]
+    vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
+    if merges is None:
+        halves = [(t, cut) for t in made for cut in range(1, len(t))]
+        merges = [(t[:cut], t[cut:]) for t, cut in halves if t[:cut] in vocabulary and t[cut:] in vocabulary]
+    built = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    replace = normalizers.Replace(" ", "▁")
+    if prefix == "prepend":
+        built.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), replace])
+    elif prefix == "none":
+        built.normalizer = replace
+    else:
+        built.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prefix, split=False)
+    built.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    built.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    built.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=built, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
 def tiny(name: str, folder: Path, *, dtype: torch.dtype = torch.float32, shard: str = "1GB", **config: Any) -> Path:

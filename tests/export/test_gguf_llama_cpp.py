@@ -16,13 +16,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import AddedToken
 
 import lofi
 from lofi.export.gguf_adapter import write_adapter_gguf
 from lofi.export.gguf_model import write_model_gguf
 from lofi.export.gguf_tokenizer_proof import TEXTS
 from lofi.models.load import load_model, load_tokenizer
-from tiny_gguf import FAMILIES, ROWS, SPLITS, adapted, byte_level, tiny
+from tiny_gguf import FAMILIES, ROWS, SPLITS, adapted, byte_level, fallback, tiny
 
 PEER = Path(__file__).resolve().parents[1] / "llama_cpp_peer.py"
 # llama.cpp looks its GELU up in a table of float16; everything else is float32 sums in another order
@@ -134,6 +135,19 @@ def test_llama_cpp_tokenizes_as_the_byte_level_tokenizer_does(split, python, tmp
     tokenizer = load_tokenizer(base)
     theirs = said(python, tmp_path / "m.gguf", texts=texts())["ids"]
     assert len(tokenizer) < ROWS and theirs == [tokenizer(text)["input_ids"] for text in texts()]
+
+
+@pytest.mark.parametrize("prefix", ["prepend", "none", "always"])
+def test_llama_cpp_tokenizes_as_byte_fallback_does(prefix, python, tmp_path):
+    base, tokenizer = tiny("llama", tmp_path / "base"), fallback(prefix=prefix)
+    if prefix != "always":  # which looks at the space before each piece of text
+        tokenizer.add_tokens([AddedToken("ab", normalized=False), AddedToken("ll", normalized=False)])
+    tokenizer.save_pretrained(base)
+    write_model_gguf(base, tmp_path / "m.gguf")
+    asked = [*texts(), "before</s>after 12", "<s>hello</s>world hello"]
+    asked = [text for text in asked if prefix != "always" or (not text.startswith(" ") and "ab " not in text)]
+    theirs = said(python, tmp_path / "m.gguf", texts=asked)["ids"]
+    assert theirs == [load_tokenizer(base)(text)["input_ids"] for text in asked]
 
 
 def test_llama_cpp_tokenizes_as_sentencepiece_does_and_tells_the_story(shared, python, tmp_path):

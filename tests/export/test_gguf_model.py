@@ -294,6 +294,25 @@ def test_wrong_requests_are_refused_before_anything_is_read(tmp_path, monkeypatc
         write_model_gguf(folder, tmp_path / "m.gguf")
 
 
+def test_keys_of_the_bare_model_are_known_too(tmp_path):
+    folder = tiny("gpt2", tmp_path / "m")
+    whole = write_model_gguf(folder, tmp_path / "whole.gguf", dtype="f32", name="same")
+    bare = {key.removeprefix("transformer."): t for key, t in load_file(folder / "model.safetensors").items()}
+    buffers = {"h.0.attn.bias": torch.ones(1, 1, 4, 4), "h.0.attn.masked_bias": torch.ones(())}
+    save_file(bare | buffers, folder / "model.safetensors", {"format": "pt"})
+    report = write_model_gguf(folder, tmp_path / "bare.gguf", dtype="f32", name="same")
+    one, other = read(whole.output), read(report.output)
+    assert one.tensors.keys() == other.tensors.keys()
+    assert all(torch.equal(one.tensor(name), other.tensor(name)) for name in one.tensors)
+
+
+def test_a_model_that_memory_does_not_hold_is_written_without_asking_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("lofi.export.gguf_proof.fits", lambda parameters: False)
+    report = write_model_gguf(tiny("llama", tmp_path / "m"), tmp_path / "m.gguf")
+    assert report.agreement is None and any("no room in memory" in line for line in report.lines())
+    assert "top1_agreement" not in {row["metric"] for row in report.to_dict()["results"]}
+
+
 def test_the_shipped_model_is_written_with_its_template(lofi_tiny, tmp_path):
     report = write_model_gguf(lofi_tiny, tmp_path / "m.gguf", dtype="q8_0")
     held = read(report.output)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lofi.errors import ModelError, ProofError
@@ -13,7 +13,7 @@ from lofi.export.gguf_file import Read, read, write
 from lofi.export.gguf_tokenizer import BYTE, CONTROL, UNKNOWN, UNUSED, USER_DEFINED, vocabulary_of
 from lofi.export.gguf_tokenizer_proof import TEXTS, prove_tokenizer
 from lofi.models.load import load_tokenizer
-from tiny_gguf import ROWS, SPLITS, byte_level
+from tiny_gguf import ROWS, SPLITS, byte_level, fallback
 
 pytest.importorskip("gguf", reason='the gguf package is missing; pip install "lofi[export]"')
 
@@ -22,32 +22,6 @@ def proved(tokenizer, rows=ROWS, ends=(1,)):
     words = vocabulary_of(tokenizer, rows, list(ends), "the model")
     prove_tokenizer(Read(words.values, {}), tokenizer, words, "m.gguf")
     return words
-
-
-def fallback(*, prefix: str = "prepend", merges: list[tuple[str, str]] | None = None) -> PreTrainedTokenizerFast:
-    """SentencePiece's BPE in small: bytes, letters, and every merge that its tokens allow."""
-    special = ["<unk>", "<s>", "</s>"]
-    letters = ["▁", *"abcdehlorw", "é"]
-    made = ["▁h", "el", "ll", "▁he", "ell", "hel", "▁hel", "lo", "▁w", "or", "wor", "▁wor"]
-    tokens = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), *letters, *made]
-    vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
-    if merges is None:
-        halves = [(t, cut) for t in made for cut in range(1, len(t))]
-        merges = [(t[:cut], t[cut:]) for t, cut in halves if t[:cut] in vocabulary and t[cut:] in vocabulary]
-    built = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True))
-    replace = normalizers.Replace(" ", "▁")
-    if prefix == "prepend":
-        built.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), replace])
-    elif prefix == "none":
-        built.normalizer = replace
-    else:
-        built.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prefix, split=False)
-    built.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    built.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
-    built.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=built, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -101,6 +75,14 @@ def test_byte_fallback_is_written_with_scores_that_merge_as_its_merges_do(prefix
     types = words.values["tokenizer.ggml.token_type"]
     assert types[:4] == [UNKNOWN, CONTROL, CONTROL, BYTE] and types.count(BYTE) == 256
     assert ("special token" in " ".join(words.notes)) == (prefix == "first")
+
+
+def test_added_tokens_are_found_before_anything_is_merged():
+    tokenizer = fallback()
+    tokenizer.add_tokens([AddedToken("ab", normalized=False), AddedToken("ll", normalized=False)])
+    words = proved(tokenizer, len(tokenizer), ends=(2,))
+    tokens, types = (words.values[f"tokenizer.ggml.{key}"] for key in ("tokens", "token_type"))
+    assert [tokens[i] for i, type_ in enumerate(types) if type_ == USER_DEFINED] == ["ll", "ab"]
 
 
 def test_scores_in_another_order_are_noticed():

@@ -46,8 +46,9 @@ class GgufReport:
         if not self.rounding.rounded:
             return f"read back: every tensor is the {self.kind}'s, bit for bit"
         held = self.rounding
+        what = "tensors" if self.kind == "model" else "updates"
         return (
-            f"read back: {held.rounded} tensors are rounded, by {held.mean:.2g} of their norm on average and "
+            f"read back: {held.rounded} {what} are rounded, by {held.mean:.2g} of their norm on average and "
             f"{held.worst:.2g} at most ({held.worst_name}); the others are bit for bit the same"
         )
 

@@ -50,6 +50,8 @@ class Vocabulary:
     """Whether special tokens take away the spaces behind them as llama.cpp does it for models whose name is Phi-3."""
     leading: bool = True
     """Whether texts that begin with a space give the same ids, too."""
+    around: bool = True
+    """Whether texts with special tokens in them do."""
 
     def name(self, name: str) -> str:
         """A general.name by which llama.cpp treats the spaces behind special tokens as this tokenizer does."""
@@ -66,6 +68,7 @@ class _Parts:
     values: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     leading: bool = True
+    around: bool = True
 
 
 def vocabulary_of(tokenizer: Any, rows: int, ends: Sequence[int], where: str) -> Vocabulary:
@@ -89,14 +92,16 @@ def vocabulary_of(tokenizer: Any, rows: int, ends: Sequence[int], where: str) ->
     tokens, types = _tokens(state, rows, kind, where)
     parts.values |= {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types}
     if kind == "llama":
-        parts.values["tokenizer.ggml.scores"] = _scores(tokens, model["merges"], where)
+        plain = [token for token, type_ in zip(tokens, types, strict=True) if type_ in (NORMAL, BYTE)]
+        parts.values["tokenizer.ggml.scores"] = _scores(tokens, plain, model["merges"], where)
     _special(tokenizer, tokens, ends, parts, where)
     _template(tokenizer, parts)
     strips = _strips(state["added_tokens"])
+    parts.around &= not any(t["lstrip"] or t["rstrip"] for t in state["added_tokens"])
     loose = [t["content"] for t in state["added_tokens"] if t["lstrip"] or t["rstrip"] or t["single_word"]]
     if loose and not strips:
         parts.notes.append(f"llama.cpp keeps the spaces around {', '.join(loose[:3])}, this tokenizer takes them away")
-    return Vocabulary(parts.values, kind, tuple(parts.notes), strips, parts.leading)
+    return Vocabulary(parts.values, kind, tuple(parts.notes), strips, parts.leading, parts.around)
 
 
 def _strips(added: Sequence[Mapping[str, Any]]) -> bool:
@@ -163,6 +168,7 @@ def _fallback(state: Mapping[str, Any], parts: _Parts, where: str) -> None:
             parts.leading = False
         if split["prepend_scheme"] == "first":
             parts.notes.append("llama.cpp puts a space after every special token, this tokenizer only at the beginning")
+            parts.around = False
     else:
         raise _refused(where, f"it prepares text by {json.dumps([state['normalizer'], split], ensure_ascii=False)}")
     parts.values["tokenizer.ggml.pre"] = "default"
@@ -204,15 +210,16 @@ def _type(text: str, added: Mapping[str, Any] | None, kind: str, unknown: str | 
     return CONTROL if added["special"] else USER_DEFINED
 
 
-def _scores(tokens: Sequence[str], merges: Sequence[Any], where: str) -> list[float]:
+def _scores(tokens: Sequence[str], plain: Sequence[str], merges: Sequence[Any], where: str) -> list[float]:
     """A score for each token such that merging by score merges as the ranks of `merges` do.
 
     llama.cpp merges any two neighbours whose union is a token, the best score first; so every way to make a token must
-    be a merge, and the merges that make one token must follow each other.
+    be a merge, and the merges that make one token must follow each other. Tokens that are looked for before anything is
+    merged (added ones) are not `plain`.
     """
     pairs = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in merges]
     ranks = {pair: rank for rank, pair in enumerate(pairs)}
-    known = set(tokens)
+    known = set(plain)
     order: dict[str, int] = {}
     last = None
     for left, right in pairs:
@@ -221,7 +228,7 @@ def _scores(tokens: Sequence[str], merges: Sequence[Any], where: str) -> list[fl
             raise _refused(where, f"the merges that make {union!r} do not follow each other, as SentencePiece's do")
         last = union
         order.setdefault(union, len(order))
-    for token in tokens:
+    for token in plain:
         for cut in range(1, len(token)):
             halves = token[:cut], token[cut:]
             if halves[0] in known and halves[1] in known and halves not in ranks:
@@ -234,7 +241,7 @@ def _scores(tokens: Sequence[str], merges: Sequence[Any], where: str) -> list[fl
 def _special(tokenizer: Any, tokens: Sequence[str], ends: Sequence[int], parts: _Parts, where: str) -> None:
     """Special ids, and whether they are put around a text."""
     names = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
-    ids = {name: getattr(tokenizer, f"{name}_token_id", None) for name in names}
+    ids: dict[str, Any] = {name: getattr(tokenizer, f"{name}_token_id", None) for name in names}
     own = ids["eos"] is not None and (ids["eos"] in ends or not ends)
     stops = list(dict.fromkeys([*([ids["eos"]] if own else []), *ends]))
     if not stops:

@@ -6,6 +6,7 @@ lost merge or a wrong score is noticed. Not simulated: llama.cpp's own code (the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
@@ -46,14 +47,14 @@ TEXTS = (
 def prove_tokenizer(read: Read, tokenizer: Any, words: Vocabulary, where: str) -> None:
     """Raise ProofError naming the first text that the file's tokenizer splits differently from `tokenizer`.
 
-    Texts that begin with a space are left out where `words` (what was written) says that they differ.
+    Texts that begin with a space, or hold special tokens, are left out where `words` says that they differ.
     """
     encode = _fallback(read.values) if words.kind == "llama" else _byte_level(read.values)
     values = read.values
     before = [values["tokenizer.ggml.bos_token_id"]] if values["tokenizer.ggml.add_bos_token"] else []
     after = [values["tokenizer.ggml.eos_token_id"]] if values["tokenizer.ggml.add_eos_token"] else []
     texts = [text for text in TEXTS if words.leading or not text.startswith(" ")]
-    for text in (*texts, *_marked(values, words.kind)):
+    for text in (*texts, *(_marked(values) if words.around else ())):
         theirs = list(tokenizer(text)["input_ids"])
         ours = [*before, *encode(text), *after]
         if ours != theirs:
@@ -63,27 +64,27 @@ def prove_tokenizer(read: Read, tokenizer: Any, words: Vocabulary, where: str) -
             )
 
 
-def _marked(values: Mapping[str, Any], kind: str) -> list[str]:
-    """A text around each of the first special tokens (of a byte-level tokenizer: the other adds spaces to them)."""
-    if kind == "llama":
-        return []
+def _marked(values: Mapping[str, Any]) -> list[str]:
+    """A text around each of the first special tokens."""
+    return [f"before{token}after 12" for token in _special(values)[:8]]
+
+
+def _special(values: Mapping[str, Any]) -> list[str]:
     pairs = zip(values["tokenizer.ggml.tokens"], values["tokenizer.ggml.token_type"], strict=True)
-    special = [token for token, type_ in pairs if type_ in (CONTROL, USER_DEFINED)]
-    return [f"before{token}after 12" for token in special[:8]]
+    return [token for token, type_ in pairs if type_ in (CONTROL, USER_DEFINED)]
 
 
 def _byte_level(values: Mapping[str, Any]) -> Any:
     from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
 
-    tokens, types = values["tokenizer.ggml.tokens"], values["tokenizer.ggml.token_type"]
+    tokens = values["tokenizer.ggml.tokens"]
     name = values["tokenizer.ggml.pre"]
     merges = [tuple(pair.split(" ", 1)) for pair in values["tokenizer.ggml.merges"]]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     made = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=name == "llama-bpe"))
     steps = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in _PATTERNS[name]]
     made.pre_tokenizer = pre_tokenizers.Sequence([*steps, pre_tokenizers.ByteLevel(False, use_regex=False)])
-    special = [t for t, type_ in zip(tokens, types, strict=True) if type_ in (CONTROL, USER_DEFINED)]
-    made.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    made.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in _special(values)])
     return lambda text: made.encode(text, add_special_tokens=False).ids
 
 
@@ -93,9 +94,15 @@ def _fallback(values: Mapping[str, Any]) -> Any:
     scores = values["tokenizer.ggml.scores"]
     unknown = values.get("tokenizer.ggml.unknown_token_id", 0)
 
+    special = sorted(_special(values), key=len, reverse=True)
+    lead = " " if values["tokenizer.ggml.add_space_prefix"] else ""
+
     def encode(text: str) -> list[int]:
-        lead = " " if values["tokenizer.ggml.add_space_prefix"] else ""
-        pieces = list((lead + text).replace(" ", "▁"))
+        parts = re.split(f"({'|'.join(map(re.escape, special))})", text) if special else [text]
+        return [i for part in parts if part for i in ([ids[part]] if part in special else merged(lead + part))]
+
+    def merged(text: str) -> list[int]:
+        pieces = list(text.replace(" ", "▁"))
         while True:
             unions = [(scores[ids[a + b]], -at) for at, (a, b) in enumerate(pairwise(pieces)) if a + b in ids]
             if not unions:
