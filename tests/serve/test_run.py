@@ -238,7 +238,7 @@ def stream(url, **changes):
 
 def test_sigterm_lets_a_stream_finish_refuses_new_requests_and_leaves_with_0(lofi_tiny):
     with process("--model", str(lofi_tiny)) as (running, url, lines):
-        parts = stream(url, max_tokens=400)
+        parts = stream(url, max_tokens=600)
         first = next(parts)
         running.send_signal(signal.SIGTERM)
         wait_until(lambda: httpx.get(url + "/ready").status_code == 503)

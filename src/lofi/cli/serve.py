@@ -14,8 +14,8 @@ import typer
 from lofi.cli import flags
 from lofi.cli.output import print_json
 from lofi.errors import RecipeError, RequestError
+from lofi.serve.logs import LEVELS
 
-LEVELS = ("debug", "info", "warning", "error")
 SHOWN = 20  # adapters in the table at the start
 Host = Annotated[str, typer.Option("--host", help="Address to listen at; 0.0.0.0 lets other machines in.")]
 Port = Annotated[int, typer.Option("--port", help="Port to listen at; 0 takes a free one.", min=0, max=65535)]
