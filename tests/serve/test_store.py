@@ -212,6 +212,21 @@ def test_a_name_is_given_once(make, folders):
         make(folders[0]).load("a0", folders[1])
 
 
+def test_of_two_loads_of_one_name_the_first_that_is_proved_has_it(make, folders):
+    store = make()
+    admit = store._admission.admit
+
+    def slow(folder):
+        store._admission.admit = admit
+        store.load("a0", folders[1])
+        return admit(folder)
+
+    store._admission.admit = slow
+    with pytest.raises(RequestError, match="there is an adapter 'a0' already"):
+        store.load("a0", folders[0])
+    assert store.get("a0").folder == folders[1] and len(store.held()) == 1
+
+
 def test_a_name_that_nobody_has_is_an_error_with_the_nearest(make, folders):
     store = make()
     store.load("contracts", folders[0])
