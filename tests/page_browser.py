@@ -1,4 +1,4 @@
-"""A browser for the page's tests: the system's Chromium, headless, and helpers of those who use it.
+"""A browser for the page's tests: the system's Chromium, headless, and what its tests do again and again.
 
 No console error, no refused resource and no request to another origin is allowed in any test; each has a context of its
 own, so that nothing is remembered from one to the next. The browser lives as long as one module: playwright keeps an
