@@ -2,7 +2,8 @@
 
 `lofi serve` with as many rows as it has by itself, asked on the loopback, where client and server share the machine's
 cores; prompts of 32 tokens, 32 new ones, greedy. First token: from sending the request to its first piece; per token:
-between two pieces. What a request and an adapter take in memory stands beside, counted from the tensors.
+the time between two pieces over the tokens of the second. What a request and an adapter take in memory stands beside,
+counted from the tensors.
 """
 
 from __future__ import annotations
@@ -84,7 +85,10 @@ async def _client(port: int, bodies: Any, seen: Seen, begin: float, end: float) 
                     continue
                 if begin <= at < end:
                     seen.tokens += made
-                    (seen.first if before is None else seen.gaps).append(at - (started if before is None else before))
+                    if before is None:
+                        seen.first.append(at - started)
+                    else:
+                        seen.gaps += [(at - before) / made] * made
                 before = at
 
 
