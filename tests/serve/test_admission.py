@@ -15,7 +15,7 @@ from lofi.adapters.surgery import Adapted
 from lofi.errors import AdapterFileError, ProofError, TargetError
 from lofi.files.adapter_folder import read_folder
 from lofi.files.layout import read_safetensors, save_safetensors
-from lofi.serve.admission import Admission, content_key
+from lofi.serve.admission import Admission, _equal_in_batch, content_key
 from quantized_models import quantized
 
 
@@ -169,6 +169,13 @@ def test_an_effect_within_a_bases_rounding_is_admitted_and_said(tmp_path):
     folder = saved(tmp_path / "a", model, size=0.005, target_modules=["v_proj"], golden=False)
     dropped = Wrong(lambda right, x, slots, out: None)
     assert any("is within this base's rounding" in note for note in admission(model, dropped).admit(folder).notes)
+
+
+def test_an_effect_above_rounding_that_is_mostly_lost_is_refused_though_no_logit_is_far_off(tmp_path):
+    base, effect = torch.zeros(4, 3, 5), torch.tensor([1.5, 0, 1.5, 0])[:, None, None]
+    assert _equal_in_batch(tmp_path, base, base + 1.5, base + 0.6 * effect, 1.0) == [], "60 % are there"
+    with pytest.raises(ProofError, match=r"off by 0\.9, tolerance 1, its whole effect 1\.5"):
+        _equal_in_batch(tmp_path, base, base + 1.5, base + 0.4 * effect, 1.0)
 
 
 def test_the_model_that_serves_is_not_touched(tmp_path):
