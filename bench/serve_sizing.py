@@ -23,7 +23,7 @@ from bench.served import open_model, store_of
 from bench.server import serving
 
 CONCURRENCY = (1, 2, 4, 8, 16, 32, 64)
-SECONDS = {"lofi-tiny": 5.0, "110M": 6.0}
+SECONDS = {"lofi-tiny": 4.0, "110M": 5.0}
 MEGABYTE = 1e6
 
 
