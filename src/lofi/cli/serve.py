@@ -77,7 +77,7 @@ def serve(
 
     \b
     Examples:
-      lofi serve --model demo:model --adapter lofi-demo
+      lofi serve --model demo:model --adapter demo-run=demo-run/run
       lofi serve --model ./Qwen3-0.6B --adapter law=runs/law --adapter poet=runs/poet --port 8080
       LOFI_ADMIN_TOKEN=... lofi serve --model ./Qwen3-0.6B --adapter-folder runs
     """
