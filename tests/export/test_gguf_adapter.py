@@ -48,7 +48,6 @@ def summed(base: Path, adapter: Path) -> dict[str, torch.Tensor]:
         ("llama", "all-linear"),
         ("llama", r".*(q_proj|embed_tokens|lm_head)"),
         ("llama-tied-biased", ["q_proj", "k_proj", "v_proj", "down_proj"]),
-        ("qwen3", "all-linear"),
         ("gemma2", "all-linear"),
         ("gpt2", ["c_attn", "c_proj", "c_fc"]),
         ("phi3", "all-linear"),
