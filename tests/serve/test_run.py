@@ -201,6 +201,18 @@ def test_the_second_signal_does_not_wait(scripted):
     assert not asked.is_alive()
 
 
+def test_an_engine_that_fails_to_drain_does_not_keep_the_server(scripted):
+    service = scripted(silent)
+
+    def broken(seconds):
+        raise RuntimeError("no")
+
+    service.engine.drain = broken
+    with living(service) as (server, _):
+        server.handle_exit(signal.SIGTERM, None)
+        wait_until(lambda: server.should_exit)
+
+
 # -- the process -----------------------------------------------------------------------------------------------------
 
 

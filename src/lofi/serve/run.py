@@ -24,7 +24,7 @@ import uvicorn
 from lofi.errors import AdapterFileError, ModelError, RequestError
 from lofi.serve.app import create_app
 from lofi.serve.limits import LOOPBACK, Settings
-from lofi.serve.logs import log
+from lofi.serve.logs import log, place_of
 from lofi.serve.service import Service, drawing_of, eos_of
 
 KEEP_ALIVE_SECONDS = 20  # above what HTTP clients keep a connection for, so that it is they who close it
@@ -222,9 +222,12 @@ class Server(uvicorn.Server):
     async def _drained(self) -> None:
         self.service.stopping = True
         log(logging.INFO, "draining", seconds=self._seconds)
-        ended = 0
-        if not await asyncio.to_thread(self.service.engine.drain, self._seconds):
-            ended = self.service.end_all(ENDED)
+        try:
+            finished = await asyncio.to_thread(self.service.engine.drain, self._seconds)
+        except Exception as error:  # whatever the engine says to it, the server leaves
+            log(logging.ERROR, "not drained", **place_of(error))
+            finished = False
+        ended = 0 if finished else self.service.end_all(ENDED)
         await asyncio.sleep(FLUSH_SECONDS)
         log(logging.INFO, "stopped", unfinished=ended)
         self.should_exit = True
