@@ -148,6 +148,17 @@ def test_checking_writes_nothing_and_names_what_would_be_refused(adapter, base, 
         assert check(houlsby, Order(to=to)).refusals, to
 
 
+def test_what_writes_no_text_is_refused_before_anything_is_merged(base, tmp_path):
+    model = lofi.load_model(base, dtype="fp32", device="cpu", task="SEQ_CLS", num_labels=3)
+    lofi.add_adapter(model, lofi.LoraConfig(r=3, lora_alpha=7, target_modules=["q_proj"], init_lora_weights=False))
+    folder = save_adapter(model, tmp_path / "classifier")
+    for to in ("gguf", "ollama"):
+        with pytest.raises(RequestError, match=r"its task is SEQ_CLS.*--to merged"):
+            export(folder, tmp_path / "out", Order(to=to))
+        assert "SEQ_CLS" in check(folder, Order(to=to)).refusals[0]
+    assert not check(folder, Order(to="merged")).refusals
+
+
 def test_the_commands_for_vllm_name_base_rank_and_adapter(tmp_path):
     words = instructions.vllm_command("my name", "org/base", 32, template=False)
     assert words[:3] == ["vllm", "serve", "org/base"]

@@ -24,6 +24,7 @@ from lofi.export.merged import (
     generation_config,
     held_template,
     merge_into,
+    refuse_speechless,
     refuse_unmergeable,
 )
 from lofi.files.adapter_folder import AdapterFolder, read_folder
@@ -117,6 +118,8 @@ def export(adapter: str | Path, output: str | Path, order: Order, *, model: str 
     read = read_folder(adapter)
     base = base_of(read, model)
     _refuse_place(output, read, base)
+    if order.to in ("gguf", "ollama") and (reason := refuse_speechless(read)):
+        raise RequestError(f"{read.path} cannot be handed over to {order.to}: {reason}")
     write = {"merged": _merged, "vllm": _vllm, "gguf": _gguf, "ollama": _ollama}[order.to]
     with atomic_folder(output) as aside:
         done = write(_Work(read, base, Path(output), order, aside))
@@ -146,6 +149,8 @@ def check(adapter: str | Path, order: Order, *, model: str | Path | None = None)
     if order.only != "adapter" and (reason := refuse_unmergeable(read)):
         refusals.append(reason)
     notes = [] if here is not None else ["the base was not at hand, so its family and template were not checked"]
+    if order.to in ("gguf", "ollama") and (reason := refuse_speechless(read)):
+        return Handover(order.to, None, str(read.path), base, [*refusals, reason])
     if here is not None and order.to in ("gguf", "ollama"):
         refusals += _gguf_refusals(read, here, order)
     if here is not None and order.to == "ollama":
@@ -227,7 +232,7 @@ def _gguf(work: _Work) -> Handover:
     if only != "adapter":
         merged, report = _merged_gguf(work)
         conversions += merged.notes
-        proofs += [*merged.report.verdict.lines(), *report.lines()[:-1]]
+        proofs += [*merged.report.lines()[1:-1], *report.lines()[:-1]]
         details["model"] = report.to_dict()
     try:
         alone = _adapter_gguf(work) if only != "model" else None
@@ -255,7 +260,7 @@ def _ollama(work: _Work) -> Handover:
         proofs = [*report.lines()[:-1], *_adapter_gguf(work).lines()[:-1]]
     else:
         merged, report = _merged_gguf(work)
-        proofs, conversions = [*merged.report.verdict.lines(), *report.lines()[:-1]], merged.notes
+        proofs, conversions = [*merged.report.lines()[1:-1], *report.lines()[:-1]], merged.notes
     written = _modelfile(work.read, folder, work.order, adds_bos=bos_of(work.aside / files[0]), files=files)
     write_text(work.aside / "Modelfile", written.text)
     work.write_readme(instructions.ollama(work.name, str(work.read.path), written.notes))

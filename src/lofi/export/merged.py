@@ -95,6 +95,12 @@ def refuse_unmergeable(read: AdapterFolder) -> str | None:
     )
 
 
+def refuse_speechless(read: AdapterFolder) -> str | None:
+    """Why llama.cpp and Ollama, which write text, would not take an adapter for another task; None where they would."""
+    task = read.config.task_type
+    return None if task in (None, "CAUSAL_LM") else f"its task is {task}, and llama.cpp writes text: use --to merged"
+
+
 def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}

@@ -153,9 +153,8 @@ def _conversions(read: AdapterFolder, config: LoraConfig) -> list[str]:
         found.append(f"init_lora_weights {start!r} written as true: it says where training started, and nothing else")
     copied = [key for key in read.tensors if key.endswith(".base_layer.weight")]
     if copied:
-        found.append(
-            f"{len(copied)} copies of base weights ({_module(copied[0]).removesuffix('.base_layer')}) left out"
-        )
+        first = _module(copied[0]).removesuffix(".base_layer")
+        found.append(f"copies of base weights left out ({len(copied)}, first: {first})")
     heads = [name for name in read.peft.get("modules_to_save") or () if name not in _HEADS]
     if heads and not any("modules trained in full" in one for one in _tensor_refusals(read, low_rank_updates(read))):
         found.append("modules_to_save names modules that the file does not hold; left out")
@@ -172,6 +171,8 @@ def _notes(read: AdapterFolder, base: Mapping[str, Any] | None) -> list[str]:
     trained_on = (read.record.get("base") or {}).get("quantization")
     if trained_on:
         notes.append(f"it was trained on an {trained_on} base; served on other weights its figures differ a little")
+    if read.config.task_type == "SEQ_CLS":
+        notes.append("it is a classifier, and the command is one for text: start vLLM as it documents for pooling")
     if base is None:
         notes.append("the base's config.json was not at hand, so architecture, vocabulary and head were not checked")
     return notes

@@ -5,10 +5,11 @@ The golden prompts where the adapter has them, else seeded random ids. Knows not
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 from lofi.adapters.attach import unload
-from lofi.errors import ProofError
+from lofi.errors import LofiWarning, ProofError
 from lofi.files.adapter_folder import AdapterFolder, load_adapter
 from lofi.files.golden import make_golden, replay
 from lofi.merge.live import golden_again
@@ -27,7 +28,9 @@ def proved_same(read: AdapterFolder, base: Path, exported: Path) -> str:
     model = source.open("dequantized" if source.has_both else "auto")
     golden = golden_again(model, read.record.get("golden")) or make_golden(model)
     unload(model, NAME)
-    load_adapter(model, exported, NAME)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LofiWarning)  # said of the original already
+        load_adapter(model, exported, NAME)
     differences = replay(model, golden)
     if differences:
         said = "; ".join(str(one) for one in differences[:3])
