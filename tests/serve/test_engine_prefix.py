@@ -93,7 +93,7 @@ def test_the_least_recently_used_beginning_makes_room():
 def test_answers_are_those_of_generate_under_a_small_budget_with_cancellations(family):
     model = decoder(family, seed=2)
     adapted = with_adapters(model)
-    requests = asks(24, seed=8, adapters=(None, "a0", "a1"), longest=50)
+    requests = asks(16, seed=8, adapters=(None, "a0", "a1"), longest=50)
     engine = engine_of(model, Shelf(model, adapted, slots=2), rows=5, cache_tokens=256, prefill_tokens=9)
     dice, tickets = random.Random(4), []
     submit = engine.submit
