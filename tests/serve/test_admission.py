@@ -9,11 +9,12 @@ import pytest
 import torch
 from tests.serve.adapters import ROWS, base, saved
 
-from files.families import V
+from files.families import V, family_model
 from lofi.adapters.batched_product import PLAIN
 from lofi.adapters.surgery import Adapted
 from lofi.errors import AdapterFileError, ProofError, TargetError
 from lofi.files.adapter_folder import read_folder
+from lofi.files.golden import random_prompts
 from lofi.files.layout import read_safetensors, save_safetensors
 from lofi.serve.admission import Admission, _equal_in_batch, content_key
 from quantized_models import quantized
@@ -80,6 +81,16 @@ def test_an_adapter_that_is_lost_in_rounding_is_refused(tmp_path):
         admission().admit(folder)
 
 
+def test_an_adapter_that_speaks_through_its_token_rows_alone_is_asked_about_them(tmp_path):
+    model = family_model("llama")  # the head is not tied: rows that no prompt holds would be unheard
+    (own, *_) = set(range(V)) - {i for ids in random_prompts(V, count=4) for i in ids}
+    folder = saved(tmp_path / "a", model, golden=False, target_modules=["q_proj"], trainable_token_indices=[own])
+    path = folder / "adapter_model.safetensors"
+    tensors = {k: t * (1e-15 if "lora_" in k else 1) for k, t in read_safetensors(path).items()}
+    save_safetensors(path, tensors)
+    assert admission(model).admit(folder).packed.rank == 3
+
+
 def test_an_adapter_that_explodes_is_refused(tmp_path):
     folder = rewritten(saved(tmp_path / "a", golden=False), lambda tensor: tensor * 1e30)
     with pytest.raises(ProofError, match="makes the model's logits infinite or NaN"):
@@ -111,7 +122,9 @@ def test_a_broken_folder_is_refused(tmp_path, break_it, told):
 
 def test_what_cannot_share_a_batch_is_refused_with_what_to_do(tmp_path):
     folder = saved(tmp_path / "a", golden=False, modules_to_save=["norm"])
-    with pytest.raises(TargetError, match=r"cannot share a batch with others.*merge it into the base"):
+    with pytest.raises(
+        TargetError, match=r"the adapter in /.*/a cannot share a batch with others.*merge it into the base"
+    ):
         admission().admit(folder)
 
 

@@ -92,8 +92,10 @@ def tensors_of(part: PackedPart) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def pack(model: nn.Module, name: str = "default") -> Packed:
+def pack(model: nn.Module, name: str = "default", *, called: str | None = None) -> Packed:
     """One of a model's adapters as a bank takes it; the model and the adapter stay as they are.
+
+    `called` is what errors call it, by default its name.
 
     Dtypes  that of the base's first floating weight; what is folded or subtracted is so in float32 and rounded once
     Raises  TargetError naming every part that cannot share a batch with other adapters, and what to do instead
@@ -103,8 +105,8 @@ def pack(model: nn.Module, name: str = "default") -> Packed:
     if refusals:
         more = f" and {len(refusals) - 3} more" if len(refusals) > 3 else ""
         raise TargetError(
-            f"adapter {name!r} cannot share a batch with others: {'; '.join(refusals[:3])}{more}; merge it into the "
-            "base and serve that (lofi merge)"
+            f"{called or f'adapter {name!r}'} cannot share a batch with others: {'; '.join(refusals[:3])}{more}; "
+            "merge it into the base and serve that (lofi merge)"
         )
     packed = {path: _PACKERS[type(part)](part, model.get_submodule(path), dtype) for path, part in parts.items()}
     ranks = [part.b.shape[0] for part in packed.values() if not isinstance(part, PackedRows)]

@@ -84,7 +84,7 @@ class Admission:
         with self._proving:
             notes += fit_adapter(self._alone, read, _NAME)
             try:
-                packed = pack(self._alone, _NAME)
+                packed = pack(self._alone, _NAME, called=f"the adapter in {read.path}")
                 if key not in self._proved:
                     self._proved[key] = tuple(self._prove(read, packed))
             finally:
