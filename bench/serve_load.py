@@ -160,10 +160,11 @@ class Load:
     """The clients, the one who changes adapters, and the one who looks at the memory."""
 
     def __init__(
-        self, server: Server, folders: Mapping[str, Path], expected: Expected, requests: int, clients: int = CLIENTS
-    ) -> None:
+        self, server: Server, folders: Mapping[str, Path], expected: Expected, requests: int,
+        *, clients: int = CLIENTS, change_every: float = CHANGE_EVERY,
+    ) -> None:  # fmt: skip
         self.server, self.folders, self.expected = server, folders, expected
-        self.requests, self.clients = requests, clients
+        self.requests, self.clients, self.change_every = requests, clients, change_every
         self.prompts = list(dict.fromkeys(prompt for _, prompt in expected))
         self.base = ""
         self.meaning = {name: Timeline(frozenset([name])) for name in (*STEADY, COMES, "base")}
@@ -183,8 +184,9 @@ class Load:
         finally:
             for task in others:
                 task.cancel()
-        gone = await asyncio.gather(*others, return_exceptions=True)
-        self.counted.faults += [f"{error}" for error in gone if not isinstance(error, asyncio.CancelledError)]
+        for error in await asyncio.gather(*others, return_exceptions=True):
+            if not isinstance(error, asyncio.CancelledError):
+                raise RuntimeError("adapters were not changed, or memory not seen, until the end") from error
         return self.counted
 
     async def _client(self) -> None:
@@ -260,7 +262,7 @@ class Load:
         """Unload and load in turn; while a change is under way the name may mean either."""
         async with Connection(self.server.port, token=TOKEN) as connection:
             for turn in range(10**9):
-                await asyncio.sleep(CHANGE_EVERY)
+                await asyncio.sleep(self.change_every)
                 one, other = ("swaps-one", "swaps-two") if turn % 2 == 0 else ("swaps-two", "swaps-one")
                 await self._exchange(connection, SWAPS, one, other)
                 await self._exchange(connection, COMES, COMES, COMES)
@@ -270,7 +272,7 @@ class Load:
         meaning.now(before, ABSENT)
         await self._admin(connection, "unload", {"lora_name": name})
         meaning.now(ABSENT)
-        await asyncio.sleep(CHANGE_EVERY)
+        await asyncio.sleep(self.change_every)
         meaning.now(ABSENT, after)
         await self._admin(connection, "load", {"lora_name": name, "lora_path": str(self.folders[after])})
         meaning.now(after)

@@ -139,7 +139,7 @@ EXPECTED = {(who, PROMPT): (index, 7) for index, who in enumerate(("base", *serv
 
 
 @asynccontextmanager
-async def pretending(answer):
+async def pretending(answer, unloading=200):
     """An HTTP server whose completions are `answer(name)`: ids, or (status, headers); chunked where it streams."""
     current = {serve_load.SWAPS: "swaps-one"}
 
@@ -157,14 +157,14 @@ async def pretending(answer):
             send(writer, 200, {}, {"data": [{"id": "the-base"}]})
         elif path == "/v1/completions":
             name = "base" if body["model"] == "the-base" else body["model"]
-            found = answer(current.get(name, name))
+            found = answer(current.get(name, name)) if current.get(name, name) else (404, {})
             if isinstance(found[1], dict):
                 send(writer, *found, {})
             else:
                 send(writer, 200, {}, {"choices": [{"token_ids": found}]}, stream=body.get("stream", False))
         else:
             current[body["lora_name"]] = body.get("lora_path")
-            send(writer, 200, {}, {})
+            send(writer, 200 if "lora_path" in body else unloading, {}, {})
 
     def send(writer, status, headers, body, *, stream=False):
         raw = json.dumps(body).encode()
@@ -181,14 +181,14 @@ async def pretending(answer):
         yield server.sockets[0].getsockname()[1]
 
 
-def loaded(answer, requests: int = 60):
-    """What the load test counts where the server answers so."""
+def loaded(answer, requests: int = 60, unloading: int = 200, every: float = 60.0):
+    """What the load test counts where the server answers so, and adapters are changed after `every` seconds."""
 
     async def run():
-        async with pretending(answer) as port:
+        async with pretending(answer, unloading) as port:
             server = SimpleNamespace(port=port, resident=lambda: 1000)
             folders = {name: name for name in serve_load.FOLDERS}
-            return await serve_load.Load(server, folders, EXPECTED, requests, clients=5).run()
+            return await serve_load.Load(server, folders, EXPECTED, requests, clients=5, change_every=every).run()
 
     return asyncio.run(run())
 
@@ -215,6 +215,20 @@ def test_after_a_429_the_client_comes_back():
     refusals = iter([(429, {"retry-after": 0})] * 7)
     counted = loaded(lambda who: next(refusals, EXPECTED[who, PROMPT]))
     assert counted.outcomes == {"right": 60} and next(refusals, None) is None
+
+
+def test_adapters_that_come_and_go_are_404_or_right_and_never_another_after_their_time():
+    counted = loaded(lambda who: EXPECTED[who, PROMPT], requests=900, every=0.0)
+    assert set(counted.outcomes) == {"right", "404 as it should"} and counted.answered == 900
+    assert counted.changes > 20
+    stale = loaded(lambda who: EXPECTED[who.replace("two", "one"), PROMPT], requests=900, every=0.0)
+    assert stale.outcomes["wrong"] > 0  # swaps-one went on to answer when swaps-two had its name
+
+
+def test_a_server_that_does_not_unload_fails_the_claim():
+    with pytest.raises(RuntimeError, match="adapters were not changed") as caught:
+        loaded(lambda who: EXPECTED[who, PROMPT], requests=400, unloading=409, every=0.0)
+    assert "unload answered 409" in str(caught.value.__cause__)
 
 
 def test_memory_that_grows_misses_its_goal():
