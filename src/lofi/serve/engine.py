@@ -67,8 +67,7 @@ class Engine:
         self.rows, self.queue, self.store = rows, queue, store
         longest = _longest(model, context)
         tokens = _cache_tokens(model, rows, longest, cache_tokens, proved.bytes_per_token)
-        self.context = min(longest or tokens, tokens)
-        """Positions that a request's prompt and answer have together, at most."""
+        self.context = min(longest or tokens, tokens)  # positions of one request's prompt and answer together, at most
         self.vocabulary = int(model.config.get_text_config().vocab_size)
         forward = Forward(model, RowCache(rows=rows, tokens=tokens), None if store is None else store.bank)
         sampler = Sampler(seats=rows, vocabulary=self.vocabulary, device=model.device)
