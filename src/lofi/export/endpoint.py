@@ -18,12 +18,10 @@ from lofi.data.format import TextFormat, frame
 from lofi.errors import DataError, RequestError
 from lofi.export.connection import Refused
 from lofi.export.served import UNANSWERABLE, Reply, Served, Token
-from lofi.files.golden import Difference
+from lofi.files.golden import Difference, mean_allowed, mean_fault
 
 _EPS = {"fp32": 2.0**-23, "fp16": 2.0**-10, "bf16": 2.0**-7}
 _ROUNDINGS = 8  # as many roundings of the largest logit as golden prompts allow a model that is loaded here
-_MEAN = 32  # by this the mean must be below the tolerance of a difference: half a rounding of the largest logit
-_LEAST_MEAN = 1e-4  # float32 on another kernel, as golden prompts allow it
 _MARK = "Zq7askedZq7"
 
 
@@ -96,7 +94,7 @@ class EndpointReport:
         same = f"{self.model} at {self.url} says the same to {self.prompts} golden prompts: {', '.join(self.compared)}"
         if self.mean is None:
             return [same, *self.notes]
-        allowed = f"{mean_allowed(self.tolerance):.2g} are allowed, and {self.tolerance:.2g} between any two"
+        allowed = f"{mean_allowed(self.tolerance / 2):.2g} are allowed, and {self.tolerance:.2g} between any two"
         return [same, f"logits are {self.mean:.2g} off on average ({allowed})", *self.notes]
 
     def failure(self) -> str:
@@ -133,11 +131,6 @@ def tolerance_of(golden: Mapping[str, Any], dtype: str | None) -> float:
     largest = max((abs(value) for step in steps for _, value in step), default=1.0)
     wider = _ROUNDINGS * _EPS[dtype] * largest if dtype else 0.0
     return 2 * max(float(golden["tolerance"]), wider)
-
-
-def mean_allowed(tolerance: float) -> float:
-    """How far the logits of one prompt may be off on average, where differences of two may be off by `tolerance`."""
-    return max(tolerance / _MEAN, _LEAST_MEAN)
 
 
 def replay_endpoint(
@@ -240,10 +233,8 @@ class _Judge:
             self.compared.append(what)
 
     def _mean_fault(self, offs: Sequence[float]) -> tuple[str, str] | None:
-        mean, allowed = sum(offs) / max(len(offs), 1), mean_allowed(self.tolerance)
-        if mean <= allowed:
-            return None
-        return "logits", f"{len(offs)} logits are {mean:.3g} off on average (at most {allowed:.3g} are allowed)"
+        fault = mean_fault(offs, self.tolerance / 2)  # what one logit may be off; a difference of two, twice that
+        return ("logits", fault) if fault else None
 
     def _tokens(self, record: Mapping[str, Any], reply: Reply) -> tuple[str, str] | None:
         said, output = reply.tokens or (), record["output"]

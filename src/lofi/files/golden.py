@@ -85,7 +85,8 @@ def replay(model: nn.Module, golden: Mapping[str, Any], *, tokenizer: Any = None
 
     With a tokenizer, prompts that have a text are encoded anew (without special tokens) and compared first. Where two
     candidates were closer than the tolerance, either continuation is accepted and the comparison of that prompt ends.
-    The tolerance is the wider of the recorded one and that of this model's dtype.
+    The tolerance is the wider of the recorded one and that of this model's dtype; it is what one logit may be off, and
+    `mean_allowed` what a prompt's logits may be off on average.
     """
     largest = max((abs(v) for r in golden["prompts"] for step in r["top"] for _, v in step), default=1.0)
     tolerance = max(golden["tolerance"], tolerance_of(model, largest))
@@ -117,15 +118,34 @@ def replay_forced(model: nn.Module, golden: Mapping[str, Any]) -> list[Differenc
 
 def _forced_gap(logits: Tensor, top: Sequence[Any], tolerance: float) -> str | None:
     """What is wrong with the logits (T, V) of one prompt's steps."""
+    offs: list[float] = []
     for step, (then, now) in enumerate(zip(top, logits, strict=False)):
         seen = now[[int(token) for token, _ in then]].tolist()
         for (token, was), value in zip(then, seen, strict=True):
             if not abs(value - was) <= tolerance:  # NaN too
                 return f"step {step}, logit of token {token} is {value:.4g}, was {was:.4g} (tolerance {tolerance:.3g})"
+            offs.append(abs(value - was))
         most = float(now.max())
         if most > then[0][1] + tolerance:
             return f"step {step}, the largest logit is {most:.4g}, was {then[0][1]:.4g} (tolerance {tolerance:.3g})"
-    return None
+    return mean_fault(offs, tolerance)
+
+
+def mean_allowed(tolerance: float) -> float:
+    """How far a prompt's logits may be off on average, where one may be off by `tolerance`: half of one rounding.
+
+    Roundings scatter and a changed weight pushes: in 16 bits one logit has the room that most adapters need to change
+    it, and the mean has not.
+    """
+    return max(tolerance / 16, 5e-5)
+
+
+def mean_fault(offs: Sequence[float], tolerance: float) -> str | None:
+    """What is wrong with how far the logits of one prompt are off, taken together."""
+    mean = sum(offs) / max(len(offs), 1)
+    if mean <= mean_allowed(tolerance):
+        return None
+    return f"{len(offs)} logits are {mean:.3g} off on average (at most {mean_allowed(tolerance):.3g} are allowed)"
 
 
 def _ids(record: Mapping[str, Any], tokenizer: Any) -> tuple[str, str] | None:
@@ -142,18 +162,28 @@ def _ids(record: Mapping[str, Any], tokenizer: Any) -> tuple[str, str] | None:
 def _replay_one(model: nn.Module, golden: Mapping[str, Any], record: Mapping[str, Any]) -> tuple[str, str] | None:
     tolerance = golden["tolerance"]
     spoken = _speak(model, record["ids"], golden["max_new_tokens"], set(golden["stop_ids"]), len(record["top"][0]))
+    offs: list[float] = []
     for step, (then, now) in enumerate(zip(record["top"], spoken.top, strict=False)):
         gap = _gap(then, now, tolerance)
         if gap is not None:
             return "logits", f"step {step}, {gap} (tolerance {tolerance:.3g})"
+        offs += _offs(then, now)
         if step < len(record["output"]) and spoken.output[step : step + 1] != record["output"][step : step + 1]:
             if then[0][1] - then[1][1] <= 2 * tolerance:
-                return None  # a tie within the tolerance: what follows cannot be compared
+                break  # a tie within the tolerance: what follows cannot be compared
             return "output", f"step {step} is token {spoken.output[step : step + 1]}, was {record['output'][step]}"
-    if spoken.stopped != record["stopped"]:
-        ending, before = _ended(spoken.stopped), _ended(record["stopped"])
-        return "stop", f"it {ending} after {len(spoken.output)} tokens, when recorded it {before}"
-    return None
+    else:
+        if spoken.stopped != record["stopped"]:
+            ending, before = _ended(spoken.stopped), _ended(record["stopped"])
+            return "stop", f"it {ending} after {len(spoken.output)} tokens, when recorded it {before}"
+    fault = mean_fault(offs, tolerance)
+    return ("logits", fault) if fault else None
+
+
+def _offs(then: list[Any], now: list[Any]) -> list[float]:
+    """By how much each recorded candidate that is still in the list is off."""
+    found = {int(token): value for token, value in now}
+    return [abs(value - found[int(token)]) for token, value in then if int(token) in found]
 
 
 def _ended(stopped: bool) -> str:
