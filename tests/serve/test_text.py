@@ -185,3 +185,9 @@ def test_a_stop_text_in_what_was_held_back_is_not_shown_either():
     text = Text(vocabulary, stop=["!"])
     assert [text.push(token) for token in ids] == [("", False)] * 4  # bytes are a run until something else comes
     assert text.finish() == "ab"
+
+
+def test_a_special_token_that_is_not_shown_does_not_end_a_run_of_bytes():
+    vocabulary = known("sentencepiece")
+    ids = vocabulary.tokenizer.convert_tokens_to_ids(["<0xE2>", "<0x82>", "<|im_end|>", "<0xAC>", "the"])
+    assert pieces(Decoding(vocabulary), ids) == ["", "", "", "", "€the", ""]

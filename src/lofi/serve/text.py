@@ -40,11 +40,16 @@ class Decoding:
         self.skip_special = skip_special
         self.ids: list[int] = []  # the window: enough of the last tokens to know how the next ones are written
         self.given = 0  # characters of the window's text that were given out
+        self.length = 0  # characters of the window's text
+        self.in_bytes = False  # whether the text ends in a run of byte tokens
 
     def push(self, token: int) -> str:
         """What this token settles; often its own text."""
         self.ids.append(token)
         text = self._text()
+        if token in self.vocabulary.byte_tokens or len(text) != self.length:  # skipped tokens do not end a run
+            self.in_bytes = token in self.vocabulary.byte_tokens
+        self.length = len(text)
         end = max(self.given, self._settled(text))
         new, self.given = text[self.given : end], end
         if len(self.ids) > _WINDOW and end == len(text):
@@ -62,7 +67,7 @@ class Decoding:
 
     def _settled(self, text: str) -> int:
         """How many characters no later token can change."""
-        if self.ids[-1] in self.vocabulary.byte_tokens:
+        if self.in_bytes:
             return 0
         if self.vocabulary.tidies:
             return len(text) - _TIDIED
@@ -73,7 +78,7 @@ class Decoding:
         kept = self.ids[-_OVERLAP:]
         tail = self.vocabulary.decode(kept, self.skip_special)
         if tail and text.endswith(tail) and not tail.startswith(_BROKEN) and kept[0] not in self.vocabulary.byte_tokens:
-            self.ids, self.given = kept, len(tail)
+            self.ids, self.given, self.length = kept, len(tail), len(tail)
 
 
 class Stops:
