@@ -11,7 +11,7 @@ namespace lofi {
 namespace {
 
 // Multiplications under which a second thread costs more than it does; a decoded token of a small model has fewer.
-constexpr int64_t kAThread = 1 << 18;
+constexpr int64_t kAThread = 1 << 15;
 
 const LowRankPath* path_of(int isa) {
   if (!runs(isa)) return nullptr;

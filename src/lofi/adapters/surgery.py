@@ -71,7 +71,7 @@ class Adapted:
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         base = super().forward  # type: ignore[misc]
-        held = self.adapters
+        held = self._modules["adapters"]._modules  # type: ignore[attr-defined]  # past two Python calls each: hot
         parts: list[Any] = [held[name] for name in self.switch.current() if name in held]
         if not parts:
             return base(*args, **kwargs)
