@@ -15,6 +15,7 @@ pytest.importorskip("fastapi", reason='the server needs its extra: pip install "
 
 from lofi.cli.main import main
 from lofi.cli.serve import announcement, facts
+from lofi.serve.request import Stats
 
 
 @pytest.fixture
@@ -110,7 +111,8 @@ def test_a_port_in_use_and_a_missing_model_end_with_2_and_a_missing_adapter_with
 
 
 def service_of(*held):
-    return SimpleNamespace(model_name="small", context=160, adapters=lambda: list(held))
+    stats = Stats(rows=16, threads=2)
+    return SimpleNamespace(model_name="small", context=160, adapters=lambda: list(held), stats=lambda: stats)
 
 
 RED = SimpleNamespace(name="red", rank=3, bytes=1_500_000, modules=("q_proj",), notes=("no golden prompts",), key="abc")
@@ -122,6 +124,7 @@ def test_the_start_tells_where_who_and_a_first_request():
     assert "small and 1 adapter at http://127.0.0.1:8 (page: http://127.0.0.1:8/)" in told
     assert "rank 3" in told and "1.50 MB" in told and "q_proj" in told and "no golden prompts" in told
     assert "anyone who reaches this address may ask" in told
+    assert "up to 16 requests at once, 160 tokens each; threads: 2, as tried" in told
     body = json.loads(told.rpartition("-d '")[2].removesuffix("'"))
     assert body["model"] == "red" and body["messages"][0]["role"] == "user"
 
@@ -138,4 +141,5 @@ def test_with_a_key_the_first_request_brings_it_and_nobody_is_warned():
 
 def test_json_says_the_address_and_the_adapters():
     rows = [{"name": "red", "rank": 3, "bytes": 1_500_000, "key": "abc"}]
-    assert facts("http://x", service_of(RED)) == {"url": "http://x", "model": "small", "context": 160, "adapters": rows}
+    told = {"url": "http://x", "model": "small", "context": 160, "threads": 2, "adapters": rows}
+    assert facts("http://x", service_of(RED)) == told

@@ -98,7 +98,7 @@ def test_a_failing_forward_ends_the_requests_of_that_forward_and_no_other(monkey
         engine.step()
     failed = [one for one in heard[:3] if one.finish == "error"]
     assert failed
-    assert all(one.error.startswith("the model failed in this step (RuntimeError: out of memory)") for one in failed)
+    assert all(one.error.startswith("the model failed in this step (RuntimeError):") for one in failed)
     assert "\n" not in failed[0].error
     for asked, one in zip(second, heard[3:], strict=True):
         engine.submit(asked, one)
@@ -238,7 +238,8 @@ def test_the_thread_answers_drains_and_ends(monkeypatch):
         engine.submit(requests[0], Heard())
     engine.stop()
     assert not engine.alive and not any(thread.name == "lofi-engine" for thread in threading.enumerate())
-    assert seen == [torch.get_num_threads()]  # the products use as many threads as in whoever made the engine
+    # the products use as many threads as in whoever made the engine, unless fewer were faster
+    assert seen[-1] == engine.threads == engine.stats().threads <= torch.get_num_threads() == seen[0]
     assert [one.ids for one in heard] == [alone(model, asked) for asked in requests]
 
 

@@ -104,9 +104,11 @@ def pack(model: nn.Module, name: str = "default", *, called: str | None = None) 
     refusals = list(_refusals(parts))
     if refusals:
         more = f" and {len(refusals) - 3} more" if len(refusals) > 3 else ""
+        fixed = any(part.unmergeable for part in parts.values())
+        remedy = "ask it with lofi generate" if fixed else "merge it into the base and serve that (lofi merge)"
         raise TargetError(
             f"{called or f'adapter {name!r}'} cannot share a batch with others: {'; '.join(refusals[:3])}{more}; "
-            "merge it into the base and serve that (lofi merge)"
+            f"{remedy}"
         )
     packed = {path: _PACKERS[type(part)](part, model.get_submodule(path), dtype) for path, part in parts.items()}
     ranks = [part.b.shape[0] for part in packed.values() if not isinstance(part, PackedRows)]

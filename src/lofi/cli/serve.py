@@ -148,6 +148,9 @@ def announcement(url: str, service: Any, settings: Any) -> str:
         lines.append(f"  {one.name:<{width}}  rank {one.rank:<4} {one.bytes / 1e6:8.2f} MB  {', '.join(one.modules)}")
         lines += [f"  {'':<{width}}  note: {note}" for note in one.notes]
     lines += [f"  and {len(held) - SHOWN} more"] if len(held) > SHOWN else []
+    stats = service.stats()
+    room = f"up to {stats.rows} requests at once, {service.context:,} tokens each"
+    lines.append(f"  {room}; threads: {stats.threads}, as tried")
     if settings.hosts is None and settings.api_key is None:
         lines.append("  anyone who reaches this address may ask; give --api-key to change that")
     body = {"model": held[0].name if held else service.model_name, "messages": [{"role": "user", "content": "Hello"}]}
@@ -159,4 +162,5 @@ def announcement(url: str, service: Any, settings: Any) -> str:
 def facts(url: str, service: Any) -> dict[str, Any]:
     """The object of --json."""
     rows = [{"name": one.name, "rank": one.rank, "bytes": one.bytes, "key": one.key} for one in service.adapters()]
-    return {"url": url, "model": service.model_name, "context": service.context, "adapters": rows}
+    server = {"url": url, "model": service.model_name, "context": service.context, "threads": service.stats().threads}
+    return {**server, "adapters": rows}

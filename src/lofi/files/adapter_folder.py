@@ -253,7 +253,7 @@ def base_notes(
         return _quantization_notes(read, base.get("quantization"), quantization)
     said = f"{read.path} was trained on another base ({base.get('path') or 'no path'}): {'; '.join(reasons[:6])}"
     if check_base:
-        raise ProofError(f"{said}; load that base, or pass check_base=False if you know better")
+        raise ProofError(f"{said}; load that base (load_adapter's check_base=False takes it all the same)")
     return [said]
 
 

@@ -30,6 +30,7 @@ from lofi.serve.row import Ticket
 from lofi.serve.sampling import Sampler
 from lofi.serve.scheduler import Scheduler
 from lofi.serve.text import Vocabulary
+from lofi.serve.threads import fastest
 from lofi.serve.waiting import Waiting
 from lofi.train.settings import free_bytes
 
@@ -77,7 +78,8 @@ class Engine:
         )
         self._submitted = 0
         self._draining = self._stopping = False
-        self._threads = torch.get_num_threads()
+        self._most_threads = self.threads = torch.get_num_threads()
+        """How many of torch's threads a step takes: once started, what is fastest, at most those that torch has."""
         self._thread: threading.Thread | None = None
 
     # -- from any thread ----------------------------------------------------------------------------------------------
@@ -90,8 +92,10 @@ class Engine:
     def start(self) -> None:
         """Answer from now on, in a thread of its own."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="lofi-engine", daemon=True)
+            tried = threading.Event()
+            self._thread = threading.Thread(target=self._run, args=(tried,), name="lofi-engine", daemon=True)
             self._thread.start()
+            tried.wait()
 
     def submit(self, asked: Asked, on_piece: OnPiece) -> Ticket:
         """Ask; on_piece gets the answer in pieces, in the engine's thread.
@@ -123,6 +127,7 @@ class Engine:
             finished=dict(counters.finished),
             tokens_per_second=counters.tokens_per_second,
             draining=self._draining,
+            threads=self.threads,
         )
 
     @property
@@ -168,8 +173,14 @@ class Engine:
 
     # -- the engine's thread ------------------------------------------------------------------------------------------
 
-    def _run(self) -> None:
-        torch.set_num_threads(self._threads)  # a new thread would not have what was set in the one that made us
+    def _run(self, tried: threading.Event) -> None:
+        try:  # here, for a thread has threads of its own: what is fastest in another is not here
+            self.threads = _threads(self._scheduler.forward, self._most_threads)
+        except Exception:
+            _LOG.exception("how many threads are fastest could not be tried")
+        finally:
+            torch.set_num_threads(self.threads)
+            tried.set()
         while self._wait():
             if not self.step():
                 time.sleep(_IDLE)  # what waits has no slot, and nothing runs that would free one
@@ -193,6 +204,20 @@ class Engine:
             _LOG.exception("a step failed")
             scheduler.end_all("error", f"the engine failed in this step ({type(error).__name__}): ask again")
             return False
+
+
+def _threads(forward: Forward, most: int) -> int:
+    """The threads with which every row of the cache decodes a token fastest; on a device, those that torch has."""
+    if forward.device.type != "cpu":
+        return most
+    rows = [0] * forward.cache.rows
+
+    def step() -> None:
+        with torch.inference_mode():
+            forward.decode(rows, rows, None)
+
+    torch.set_num_threads(most)
+    return fastest(step, most)
 
 
 def _check_sizes(**sizes: int | None) -> None:

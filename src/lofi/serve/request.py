@@ -127,6 +127,8 @@ class Stats:
     tokens_per_second: float = 0.0
     """Generated tokens over the last ten seconds."""
     draining: bool = False
+    threads: int = 0
+    """How many of torch's threads a step takes."""
 
 
 def check(asked: Asked, *, context: int | None, vocabulary: int) -> None:

@@ -244,4 +244,5 @@ def _overdue(ticket: Ticket, now: float) -> Finish | None:
 
 
 def _sentence(error: Exception) -> str:
-    return str(error) if isinstance(error, LofiError) else f"{type(error).__name__}: {error}".split("\n")[0]
+    """lofi's own sentences; of other exceptions the type alone: their message may hold what is nobody's business."""
+    return str(error) if isinstance(error, LofiError) else type(error).__name__
