@@ -419,7 +419,7 @@ def test_an_adapter_is_spoken_to_in_the_format_it_was_trained_with_and_completio
     one, several, raw = service.engine.asked
     assert [asked.adapter for asked in service.engine.asked] == ["law"] * 3
     assert list(one.prompt) == plain.encode_prompt("Say hello") != service.text_format.encode_prompt("Say hello")
-    assert one.stop_ids == tuple(plain.stop_ids) and raw.stop_ids == (1,)
+    assert one.stop_ids == tuple(plain.stop_ids) and raw.stop_ids == tuple(dict.fromkeys((1, *plain.stop_ids)))
     assert served_tokenizer.decode(several.prompt) == "System:\ns =>User:\nu =>Assistant:\n"
     assert list(raw.prompt) == served_tokenizer("Once")["input_ids"]
 

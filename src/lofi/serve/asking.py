@@ -85,6 +85,14 @@ async def asked_text(service: Service, settings: Settings, body: CompletionBody)
     return _batch(service, settings, body, speaker, "text", encoded, longest, body.logprobs)
 
 
+def _stop_ids(service: Service, speaker: Speaker, kind: str) -> tuple[int, ...]:
+    """What ends an answer: the format's stops; in raw text the model's own and those that an adapter learned."""
+    if kind == "text" and speaker.adapter is None:
+        return service.eos_ids
+    trained = tuple(speaker.text_format.stop_ids)
+    return tuple(dict.fromkeys((*service.eos_ids, *trained))) if kind == "text" else trained
+
+
 def _batch(
     service: Service, settings: Settings, body: Generation, speaker: Speaker, kind: str,
     prompts: list[list[int]], longest: int, logprobs: int | None,
@@ -92,7 +100,7 @@ def _batch(
     n = body.n or 1
     if n * len(prompts) > settings.answers:
         raise RequestError(f"n={n} for {len(prompts)} prompts is more than {settings.answers} answers: ask for fewer")
-    stop_ids = service.eos_ids if kind == "text" else tuple(speaker.text_format.stop_ids)
+    stop_ids = _stop_ids(service, speaker, kind)
     common = Asked(
         prompt=(),
         adapter=speaker.adapter,
