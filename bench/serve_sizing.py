@@ -2,8 +2,9 @@
 
 `lofi serve` with as many rows as it has by itself, asked on the loopback, where client and server share the machine's
 cores; prompts of 32 tokens, 32 new ones, greedy. First token: from sending the request to its first piece; per token:
-the time between two pieces over the tokens of the second. What a request and an adapter take in memory stands beside,
-counted from the tensors.
+from the first piece of an answer to its last, over the tokens after the first (a stream is written fifty times a second
+at most, so tokens come several at once). What a request and an adapter take in memory stands beside, counted from the
+tensors.
 """
 
 from __future__ import annotations
@@ -78,18 +79,18 @@ async def measure(port: int, adapters: list[str], clients: int, seconds: float) 
 async def _client(port: int, bodies: Any, seen: Seen, begin: float, end: float) -> None:
     async with Connection(port) as connection:
         while (started := time.perf_counter()) < end:
-            before: float | None = None
+            first, last, after = 0.0, 0.0, 0
             async for at, event in connection.events("/v1/completions", next(bodies)):
                 made = sum(len(choice.get("token_ids") or ()) for choice in event.get("choices", ()))
                 if not made:
                     continue
                 if begin <= at < end:
                     seen.tokens += made
-                    if before is None:
+                    if not first:
                         seen.first.append(at - started)
-                    else:
-                        seen.gaps += [(at - before) / made] * made
-                before = at
+                after, first, last = (after + made if first else 0), first or at, at
+            if after and begin <= last < end:
+                seen.gaps.append((last - first) / after)
 
 
 def memory(model: str, folder: Path, adapters: dict[str, Path]) -> list[dict[str, Any]]:
