@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 import pytest
 
@@ -152,7 +151,7 @@ def test_a_client_that_leaves_mid_stream_frees_its_row(client, real_server):
     stream = client.chat.completions.create(model="red", messages=ASKED, stream=True, extra_body={"ignore_eos": True})
     next(iter(stream))
     stream.close()
-    wait_until(lambda: service.engine.stats().running == 0)
+    wait_until(lambda: not service.engine._waiting.unanswered)  # its role came before it had a row
 
 
 def wait_until(condition, seconds=10.0):
@@ -172,8 +171,7 @@ def test_a_forward_that_fails_is_a_500_or_an_error_event_and_the_next_request_is
         hook.remove()
         raise RuntimeError("out of luck")
 
-    while real_server[1].engine.stats().running:  # what an earlier test left behind would fail in place of ours
-        time.sleep(0.01)
+    wait_until(lambda: not real_server[1].engine._waiting.unanswered)  # another's forward would fail in place of ours
     hook = model.register_forward_pre_hook(fail)
     with pytest.raises(openai.InternalServerError, match="failed in this step") as told:
         client.chat.completions.create(**given)
