@@ -158,13 +158,8 @@ class BankLinear(_Factors):
     shift: Tensor | None = None
 
     def added(self, module: Any, x: Tensor, y: Tensor) -> Tensor:
-        route = self.routing.tokens
-        if route is None or x.numel() != route.count * x.shape[-1] or y.requires_grad:
-            route = self.route(x.numel() // x.shape[-1], y)
-        if x.dtype is y.dtype is self.b.dtype:
-            self.call(x, route.slots, y)
-        else:
-            self.multiply(x, route.slots, y)
+        route = self.route(x.numel() // x.shape[-1], y)
+        self.multiply(x, route.slots, y)
         if self.stretch is not None:
             whole = y if module.bias is None else y - module.bias.to(y.dtype)
             y.addcmul_(whole, self.stretch[route.rows].to(y.dtype).view_as(y))

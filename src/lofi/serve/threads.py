@@ -1,9 +1,8 @@
 """How many threads a step of decoding takes: measured on the model when the engine starts.
 
 A step of a small model is many short products, and waking a second thread for each of them can cost more than it
-brings: on two cores the model that ships answers a third more tokens with one thread. Measured in the thread that will
-run the steps: OpenMP gives each thread workers of its own, and once there are more of them than cores they sleep
-between products. Knows a step, not what it does.
+brings. Measured in the thread that will run the steps: OpenMP gives each thread workers of its own, and once there are
+more of them than cores they sleep between products. Knows a step, not what it does.
 Rejected: a rule by the model's size (where it turns depends on the machine, and on who else works there).
 """
 
